@@ -1,0 +1,161 @@
+"""The warm-up before iteration 1, without a teacher: a program writes the lessons.
+
+The base model answers short prompts whose constraints a program can check; the program then breaks
+or mends the answer minimally, critiques it with quoted evidence, and so writes what a teacher would
+have written: judgements ending in a verdict, refinements, and answers that meet their constraints.
+It teaches both adapters the formats and as much of the task as they can take.
+
+Knows constraints, templates and the engine protocol; no model, no files but the one it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spar_lite import constraints
+from spar_lite.constraints import Constraint
+from spar_lite.errors import RecipeError
+from spar_lite.prompts import (
+    answer_messages,
+    judge_messages,
+    judge_reply,
+    parse_verdict,
+    refine_messages,
+    refine_reply,
+)
+from spar_lite.records import Message, Prompt, Response, TrainingExample, stable_seed
+
+
+def lessons(
+    prompts: Sequence[Prompt], answers: Iterable[Response], seed: int
+) -> list[TrainingExample]:
+    """Write the warm-up rows for a model's own answers.
+
+    Each prompt whose answer can be broken or mended gives one answer row, one refinement row and
+    one judgement row, Yes and No in turn (so they are balanced whatever the model answers).
+    """
+    by_prompt = {response.prompt_id: response for response in answers}
+    rows: list[TrainingExample] = []
+    wanted = True
+    for prompt in prompts:
+        response = by_prompt.get(prompt.id)
+        known = [constraints.from_json(data) for data in prompt.constraints]
+        pair = good_and_bad(known, whole_sentences(response.text), seed) if response else None
+        if pair is None:
+            continue
+        rows += _rows(prompt, known, *pair, wanted)
+        wanted = not wanted
+    return rows
+
+
+def good_and_bad(known: Sequence[Constraint], text: str, seed: int) -> tuple[str, str] | None:
+    """Turn one text into (meets all, misses at least one), by minimal edits.
+
+    A text that fails by itself is the bad one; a text that passes is broken in one constraint,
+    drawn by seed. None where the program finds no edit.
+    """
+    good = constraints.mend_all(known, text) if text else None
+    if good is None:
+        return None
+    if good != text and not all(constraints.check_all(known, text)):
+        return good, text
+    order = random.Random(stable_seed(seed, "spoil", text)).sample(list(known), len(known))
+    bad = next((spoiled for rule in order if (spoiled := rule.spoil(good))), None)
+    return (good, bad) if bad else None
+
+
+def whole_sentences(text: str) -> str:
+    """Drop a last sentence that was cut off, unless it is all there is."""
+    text = text.strip()
+    end = max(text.rfind(mark) for mark in ".!?")
+    return text if end <= 0 or text[-1] in ".!?\"')]}" else text[: end + 1]
+
+
+def reflection(known: Sequence[Constraint], text: str) -> str:
+    """What a refinement must change: the names of the constraints that the text misses."""
+    missed = [rule.label() for rule in known if not rule.check(text)]
+    return "To change: " + "; ".join(missed) + "."
+
+
+def _rows(
+    prompt: Prompt, known: Sequence[Constraint], good: str, bad: str, verdict: bool
+) -> list[TrainingExample]:
+    judged = good if verdict else bad
+    critique = judge_reply(constraints.critique(known, judged), verdict)
+    failed = judge_reply(constraints.critique(known, bad), False)
+    mended = refine_reply(reflection(known, bad), good)
+    ask = prompt.text
+    return [
+        TrainingExample(f"{prompt.id}/answer", "answer", answer_messages(ask), good),
+        TrainingExample(f"{prompt.id}/judge", "judgement", judge_messages(ask, judged), critique),
+        TrainingExample(
+            f"{prompt.id}/refine", "refinement", refine_messages(ask, bad, failed), mended
+        ),
+    ]
+
+
+def actor_rows(rows: Iterable[TrainingExample]) -> list[TrainingExample]:
+    """The rows that teach the actor."""
+    return [row for row in rows if row.kind == "answer"]
+
+
+def refiner_rows(rows: Iterable[TrainingExample]) -> list[TrainingExample]:
+    """The rows that teach the refiner."""
+    return [row for row in rows if row.kind != "answer"]
+
+
+def released_rows(path: Path) -> list[TrainingExample]:
+    """Read a JSONL or JSON file of rows with "messages", as in the released SPaR data.
+
+    The last turn is the completion. A row of one user and one assistant turn whose reply holds a
+    verdict is a judgement; more turns are a refinement; the rest are answers.
+
+    Raises:
+        RecipeError: the file or a row has another shape; file, row number and fault are named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        loaded = json.loads(text) if text.lstrip().startswith("[") else None
+        rows = loaded or [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"bootstrap.source: {path} is not JSONL that we can read: {error}") from (
+            None
+        )
+    if not rows:
+        raise RecipeError(f"bootstrap.source: {path} has no rows.")
+    return [_released_row(path, number, row) for number, row in enumerate(rows, 1)]
+
+
+def _released_row(path: Path, number: int, row: Any) -> TrainingExample:
+    turns = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(turns, list) or not _is_chat(turns):
+        found = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise RecipeError(
+            f"bootstrap.source: {path} row {number}: wanted "
+            '{"messages": [{"role": "user", "content": "…"}, …, {"role": "assistant", …}]}, '
+            f"found {found}."
+        )
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+    kind = _kind(messages)
+    return TrainingExample(f"row-{number:06d}", kind, messages[:-1], messages[-1].content)
+
+
+def _is_chat(turns: list[Any]) -> bool:
+    """Whether these are chat turns that end with the assistant's."""
+    fine = all(
+        isinstance(t, dict)
+        and t.get("role") in ("system", "user", "assistant")
+        and isinstance(t.get("content"), str)
+        for t in turns
+    )
+    return fine and len(turns) >= 2 and turns[-1]["role"] == "assistant"
+
+
+def _kind(messages: Sequence[Message]) -> str:
+    if len([m for m in messages if m.role == "assistant"]) > 1:
+        return "refinement"
+    return "answer" if parse_verdict(messages[-1].content) is None else "judgement"

@@ -1,0 +1,58 @@
+"""Machine-checkable constraints on an answer: ask, check, explain, mend, spoil.
+
+    >>> rule = from_json({"kind": "starts_with", "phrase": "Well"})
+    >>> rule.explain("The sun is warm.")
+    'It begins with "The", not "Well".'
+
+Every kind is one frozen dataclass in the register `KINDS`; `compose` builds tasks from
+topics and sampled constraints. Standard library only. This folder knows no model, no
+prompt template and no other file of spar_lite.
+"""
+
+from .base import KINDS, Constraint, from_json, kind_named
+from .edges import EndsWith, StartsWith, StoryBookends
+from .keywords import KeywordExclude, KeywordFrequency, KeywordInclude
+from .layout import BulletCount, ParagraphCount
+from .lengths import SentenceCount, WordCount
+from .letters import AllLowercase, AllUppercase, CharSequence, NoCommas
+from .marks import EndsWithQuestion, Quoted
+from .several import check_all, conflict, critique, mend_all
+from .structure import JsonObject
+from .tasks import FORMS, SPLITS, TOPICS, Task, compose, topics_of
+from .values import VALUES, Values
+
+__all__ = [
+    "FORMS",
+    "KINDS",
+    "SPLITS",
+    "TOPICS",
+    "VALUES",
+    "AllLowercase",
+    "AllUppercase",
+    "BulletCount",
+    "CharSequence",
+    "Constraint",
+    "EndsWith",
+    "EndsWithQuestion",
+    "JsonObject",
+    "KeywordExclude",
+    "KeywordFrequency",
+    "KeywordInclude",
+    "NoCommas",
+    "ParagraphCount",
+    "Quoted",
+    "SentenceCount",
+    "StartsWith",
+    "StoryBookends",
+    "Task",
+    "Values",
+    "WordCount",
+    "check_all",
+    "compose",
+    "conflict",
+    "critique",
+    "from_json",
+    "kind_named",
+    "mend_all",
+    "topics_of",
+]

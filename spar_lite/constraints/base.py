@@ -1,0 +1,167 @@
+"""What every constraint promises, and the register of kinds.
+
+A kind says how it asks, whether a text passes, with which evidence, and which edits could
+make a text pass or fail. The rules that hold for all kinds are here, once: an empty answer
+never passes, and `mend` and `spoil` hand out only texts that `check` confirms. This file
+knows no kind by name and nothing about prompts or models.
+"""
+
+import difflib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from .text import clean, words
+from .values import VALUES, Values
+
+KINDS: dict[str, type["Constraint"]] = {}
+
+
+@dataclass(frozen=True)
+class Constraint(ABC):
+    """One checkable demand on an answer."""
+
+    kind: ClassVar[str]
+    # What two constraints cannot both have: "start", "end", "layout", "length", "case".
+    claims: ClassVar[frozenset[str]] = frozenset()
+    # The required text counts only as it is written, capitals included.
+    case_bound: ClassVar[bool] = False
+    # The phrasing is the whole task: no topic, no second constraint.
+    standalone: ClassVar[bool] = False
+    # Needs room: does not go with "write one sentence".
+    roomy: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def phrasings(self) -> tuple[str, ...]:
+        """Three or more instruction sentences that ask for it."""
+
+    @abstractmethod
+    def label(self) -> str:
+        """A very short name, as critiques use it."""
+
+    @classmethod
+    @abstractmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Constraint":
+        """A random instance fit for an answer of one to three sentences."""
+
+    @abstractmethod
+    def _passes(self, text: str) -> bool:
+        """The verdict on a clean, non-empty text."""
+
+    @abstractmethod
+    def _evidence(self, text: str, met: bool) -> str:
+        """One sentence with the evidence for that verdict."""
+
+    def _mends(self, text: str) -> Iterable[str]:
+        """Edits that may make a failing text pass, the most natural first."""
+        return ()
+
+    def _spoils(self, text: str) -> Iterable[str]:
+        """Edits that may make a passing text fail, the most natural first."""
+        return ()
+
+    def required_text(self) -> str:
+        """Text that every passing answer contains ("" if none)."""
+        return ""
+
+    def least_words(self) -> int:
+        """About how many words a sensible passing answer needs."""
+        return len(words(self.required_text()))
+
+    def describe(self, phrasing: int = 0) -> str:
+        options = self.phrasings()
+        return options[phrasing % len(options)]
+
+    def check(self, text: str) -> bool:
+        tidy = clean(text)
+        return bool(tidy) and self._passes(tidy)
+
+    def explain(self, text: str) -> str:
+        tidy = clean(text)
+        return self._evidence(tidy, self._passes(tidy)) if tidy else "The answer is empty."
+
+    def mends(self, text: str) -> list[str]:
+        """Every known edit after which the text passes; none for an empty text."""
+        tidy = clean(text)
+        return [edit for edit in self._mends(tidy) if self.check(edit)] if tidy else []
+
+    def mend(self, text: str) -> str | None:
+        """The smallest known edit after which the text passes; a passing text as it is."""
+        return text if self.check(text) else next(iter(self.mends(text)), None)
+
+    def spoil(self, text: str) -> str | None:
+        """A small natural edit after which a passing text fails; a failing text as it is."""
+        if not self.check(text):
+            return text
+        edits = (edit for edit in self._spoils(clean(text)) if edit.strip())
+        return next((edit for edit in edits if not self.check(edit)), None)
+
+    def to_json(self) -> dict[str, object]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        return {"kind": self.kind, **plain}
+
+
+def require(fine: bool, message: str) -> None:
+    """ValueError with the message, unless all is fine: for `__post_init__`."""
+    if not fine:
+        raise ValueError(message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    options = list(known)
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options)}"
+
+
+def kind_named(name: object) -> type[Constraint]:
+    """The class of a kind; ValueError with a suggestion where there is none."""
+    if not isinstance(name, str):
+        raise ValueError(f"a constraint's kind is a string, found {name!r}")
+    if name not in KINDS:
+        raise ValueError(f"unknown constraint kind {name!r}; {did_you_mean(name, KINDS)}")
+    return KINDS[name]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_FITS: dict[object, tuple[str, Callable[[object], bool]]] = {
+    str: ("a string", lambda value: isinstance(value, str)),
+    int: ("a whole number", _is_int),
+    int | None: ("a whole number or null", lambda value: value is None or _is_int(value)),
+    tuple[str, ...]: (
+        "a list of strings",
+        lambda value: (
+            isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        ),
+    ),
+}
+
+
+def from_json(data: object) -> Constraint:
+    """The constraint that `to_json` wrote; ValueError says what is wrong with any other."""
+    if not isinstance(data, dict):
+        raise ValueError(f"a constraint is an object with a kind, found {type(data).__name__}")
+    cls = kind_named(data.get("kind"))
+    given = {str(name): value for name, value in data.items() if name != "kind"}
+    known = {field.name: field.type for field in fields(cls)}
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known) if known else "it has no fields"
+            raise ValueError(f"{cls.kind}: unknown field {name!r}; {hint}")
+    for name, kind in known.items():
+        wanted, fits = _FITS[kind]
+        if name not in given:
+            raise ValueError(f"{cls.kind}: field {name!r} is missing ({wanted})")
+        if not fits(given[name]):
+            raise ValueError(f"{cls.kind}: {name} must be {wanted}, found {given[name]!r}")
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})

@@ -1,0 +1,233 @@
+"""Constraints on the words that an answer begins and ends with.
+
+White space around the answer is ignored and a run of it counts as one space; capitals
+count. A phrase must stop at a word's end: "Wellington" does not begin with "Well".
+This file knows nothing about counts or keywords.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Constraint, require
+from .text import WORD, capitalised, closed, head, quote, squeeze, tail, toss, words
+from .values import VALUES, Values
+
+_GROWS_ON = re.compile(r"['\u2019-]?[^\W_]")
+_FINAL_MARKS = ".!?"
+
+
+def require_phrase(kind: str, name: str, phrase: str) -> None:
+    fine = bool(WORD.search(phrase)) and phrase == squeeze(phrase) and '"' not in phrase
+    rule = "needs a word, single spaces and no double quotes"
+    require(fine, f"{kind}: {name} {rule}, found {phrase!r}")
+
+
+def _pattern(phrase: str) -> str:
+    return r"\s+".join(re.escape(piece) for piece in phrase.split())
+
+
+def begins(text: str, phrase: str) -> bool:
+    flat = squeeze(text)
+    whole_word = not phrase[-1].isalnum() or not _GROWS_ON.match(flat, len(phrase))
+    return flat.startswith(phrase) and whole_word
+
+
+def ends(text: str, phrase: str) -> bool:
+    """A phrase without a final mark allows one: "The end" is met by "The end."."""
+    flat = squeeze(text)
+    if phrase[-1].isalnum() and flat.endswith(tuple(_FINAL_MARKS)):
+        flat = flat[:-1]
+    before = flat[: -len(phrase)]
+    joined = before[-1:].isalnum() or (before[-1:] in tuple("'\u2019-") and before[-2:-1].isalnum())
+    return flat.endswith(phrase) and not (phrase[0].isalnum() and joined)
+
+
+def without_start(text: str, phrase: str) -> str:
+    """The text after the phrase, with a capital."""
+    found = re.match(_pattern(phrase) + r"[\s,:;.!?-]*", text)
+    return capitalised(text[found.end() :]) if found else text
+
+
+def without_end(text: str, phrase: str) -> str:
+    """The text before the phrase, closed with a full stop."""
+    cuts = [found.start() for found in re.finditer(_pattern(phrase), text)]
+    return closed(text[: cuts[-1]]) if cuts else text
+
+
+@dataclass(frozen=True)
+class StartsWith(Constraint):
+    """The answer begins with exactly this phrase."""
+
+    phrase: str
+    kind: ClassVar[str] = "starts_with"
+    claims: ClassVar[frozenset[str]] = frozenset({"start"})
+    case_bound: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_phrase(self.kind, "phrase", self.phrase)
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'Begin your answer with "{self.phrase}".',
+            f'Start your answer with the words "{self.phrase}".',
+            f'The first words of your answer must be "{self.phrase}".',
+            f'Open with "{self.phrase}".',
+        )
+
+    def label(self) -> str:
+        return f'Begins with "{self.phrase}"'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "StartsWith":
+        return cls(rng.choice(values.starts))
+
+    def required_text(self) -> str:
+        return self.phrase
+
+    def _passes(self, text: str) -> bool:
+        return begins(text, self.phrase)
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return f'It begins with "{self.phrase}".'
+        return f'It begins with {quote(head(text, len(words(self.phrase))))}, not "{self.phrase}".'
+
+    def _joined_to(self, rest: str) -> str:
+        # A colon reads well after any phrase and, unlike a comma, breaks no other constraint.
+        mark = ":" if self.phrase[-1].isalnum() else ""
+        return f"{self.phrase}{mark}{chr(10) if rest.startswith(('- ', '{')) else ' '}{rest}"
+
+    def _mends(self, text: str) -> Iterator[str]:
+        if text[: len(self.phrase)].lower() == self.phrase.lower():
+            yield self.phrase + text[len(self.phrase) :]
+        for other in sorted(VALUES.starts, key=len, reverse=True):
+            if text.startswith(other + ":"):
+                yield self._joined_to(text[len(other) + 1 :].lstrip())
+        yield self._joined_to(text)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        rest = without_start(text, self.phrase)
+        if WORD.search(rest):
+            if toss(text, 3) == 0:
+                other = VALUES.starts[toss(text + "start", len(VALUES.starts))]
+                yield StartsWith(other)._joined_to(rest)
+            yield rest
+
+
+@dataclass(frozen=True)
+class EndsWith(Constraint):
+    """The answer ends with exactly this phrase; one final mark may follow a bare phrase."""
+
+    phrase: str
+    kind: ClassVar[str] = "ends_with"
+    claims: ClassVar[frozenset[str]] = frozenset({"end"})
+    case_bound: ClassVar[bool] = True
+    roomy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_phrase(self.kind, "phrase", self.phrase)
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'End your answer with "{self.phrase}".',
+            f'Finish with the words "{self.phrase}".',
+            f'The last words of your answer must be "{self.phrase}".',
+            f'Close your answer with "{self.phrase}".',
+        )
+
+    def label(self) -> str:
+        return f'Ends with "{self.phrase}"'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "EndsWith":
+        return cls(rng.choice(values.ends))
+
+    def required_text(self) -> str:
+        return self.phrase
+
+    def _passes(self, text: str) -> bool:
+        return ends(text, self.phrase)
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return f'It ends with "{self.phrase}".'
+        return f'It ends with {quote(tail(text, len(words(self.phrase))))}, not "{self.phrase}".'
+
+    def _added_to(self, text: str) -> str:
+        return f"{closed(text)} {self.phrase}{'.' if self.phrase[-1].isalnum() else ''}"
+
+    def _mends(self, text: str) -> Iterator[str]:
+        if text.rstrip(_FINAL_MARKS).lower().endswith(self.phrase.rstrip(_FINAL_MARKS).lower()):
+            size = len(self.phrase.rstrip(_FINAL_MARKS))
+            yield text.rstrip(_FINAL_MARKS)[:-size] + self.phrase
+        for other in VALUES.ends:
+            if text.endswith((f" {other}", f" {other}.")):
+                yield self._added_to(without_end(text, other))
+        yield self._added_to(text)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        rest = without_end(text, self.phrase)
+        if WORD.search(rest):
+            if toss(text, 3) == 0:
+                yield EndsWith(VALUES.ends[toss(text + "end", len(VALUES.ends))])._added_to(rest)
+            yield rest
+
+
+@dataclass(frozen=True)
+class StoryBookends(Constraint):
+    """The answer begins with one given sentence, ends with another and has words between."""
+
+    first: str
+    last: str
+    kind: ClassVar[str] = "story_bookends"
+    claims: ClassVar[frozenset[str]] = frozenset({"start", "end", "layout"})
+    case_bound: ClassVar[bool] = True
+    roomy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last"):
+            require_phrase(self.kind, name, getattr(self, name))
+            fine = getattr(self, name).endswith(tuple(_FINAL_MARKS))
+            require(fine, f"{self.kind}: {name} must end with . ! or ?")
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'Start the story with "{self.first}" and end it with "{self.last}"',
+            f'The first sentence must be "{self.first}" and the last must be "{self.last}"',
+            f'Begin with the sentence "{self.first}" and finish with "{self.last}"',
+        )
+
+    def label(self) -> str:
+        return f'Begins with "{self.first}" and ends with "{self.last}"'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "StoryBookends":
+        return cls(rng.choice(values.openings), rng.choice(values.closings))
+
+    def required_text(self) -> str:
+        return f"{self.first} {self.last}"
+
+    def _passes(self, text: str) -> bool:
+        flat = squeeze(text)
+        between = flat[len(self.first) : len(flat) - len(self.last)]
+        return begins(flat, self.first) and ends(flat, self.last) and bool(WORD.search(between))
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if not met and begins(text, self.first) and ends(text, self.last):
+            return f"It has nothing between {quote(self.first)} and {quote(self.last)}."
+        begin, end = head(text, len(words(self.first))), tail(text, len(words(self.last)))
+        # head stops at a word; the sentence's final mark belongs to the evidence.
+        begin = text[: len(begin) + 1].rstrip()
+        return f"It begins with {quote(begin)} and ends with {quote(end)}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        started = text if begins(text, self.first) else f"{self.first} {text}"
+        yield started if ends(started, self.last) else f"{closed(started)} {self.last}"
+        yield f"{closed(started)} {self.last}"
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        cuts = (without_start(text, self.first), without_end(text, self.last))
+        yield from cuts if toss(text, 2) else cuts[::-1]

@@ -1,0 +1,213 @@
+"""Constraints on single words: include, leave out, repeat.
+
+A keyword is matched as a whole word, capitals aside: "River's" and "river-bank" hold
+"river", "rivers" does not. This file knows nothing about where in the answer it stands.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Constraint, require
+from .text import WORD, around, capitalised, number, quote, spliced, toss, with_sentence
+from .values import VALUES, Values
+
+_MENTIONS = (
+    "One word for it is {word}.",
+    "The word {word} fits it well.",
+    "Once more the word is {word}.",
+)
+# More words left out would be no minimal edit.
+_FEW = 20
+
+
+def require_word(kind: str, word: str) -> None:
+    require(bool(WORD.fullmatch(word)), f"{kind}: word must be one word, found {word!r}")
+
+
+def hits(text: str, word: str) -> list[re.Match[str]]:
+    pattern = rf"(?<![^\W_]){re.escape(word)}(?![^\W_])"
+    return list(re.finditer(pattern, text, re.IGNORECASE))
+
+
+def _dressed(word: str, like: str) -> str:
+    """The word with the capitals of the one it replaces."""
+    if like.isupper() and len(like) > 1:
+        return word.upper()
+    return capitalised(word) if like[:1].isupper() else word
+
+
+def _swapped(text: str, found: list[re.Match[str]], new: str) -> str:
+    pieces, begin = [], 0
+    for match in found:
+        pieces += [text[begin : match.start()], _dressed(new, match.group())]
+        begin = match.end()
+    return "".join([*pieces, text[begin:]])
+
+
+def _without(text: str, found: list[re.Match[str]]) -> str:
+    """The text without these matches; a capital moves on to the next word."""
+    for match in reversed(found):
+        before, after = text[: match.start()], text[match.end() :]
+        if match.group()[:1].isupper():
+            text = before + capitalised(after.lstrip(" ,"))
+        else:
+            text = before.rstrip(" ") + after if before.strip() else after.lstrip()
+    return text.strip()
+
+
+def _with_others(text: str, found: list[re.Match[str]], word: str) -> Iterator[str]:
+    """The text with these matches as another word of the same sort, or left out."""
+    for turn in range(3):
+        new = VALUES.swap(word, toss(text, 97) + turn)
+        if new is not None:
+            yield _swapped(text, found, new)
+    if len(found) <= _FEW:
+        yield _without(text, found)
+
+
+@dataclass(frozen=True)
+class KeywordInclude(Constraint):
+    """The answer holds this word at least once."""
+
+    word: str
+    kind: ClassVar[str] = "keyword_include"
+
+    def __post_init__(self) -> None:
+        require_word(self.kind, self.word)
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'Use the word "{self.word}".',
+            f'Include the word "{self.word}" in your answer.',
+            f'Your answer must contain the word "{self.word}".',
+        )
+
+    def label(self) -> str:
+        return f'Uses the word "{self.word}"'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordInclude":
+        return cls(values.keyword(rng))
+
+    def required_text(self) -> str:
+        return self.word
+
+    def _passes(self, text: str) -> bool:
+        return bool(hits(text, self.word))
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            found = hits(text, self.word)[0]
+            return f'It says "{self.word}" in {quote(around(text, found.span()))}.'
+        return f'It never says "{self.word}".'
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield with_sentence(text, _MENTIONS[toss(text, 2)].format(word=self.word))
+        yield spliced(text, f"and one word for it is {self.word}")
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield from _with_others(text, hits(text, self.word), self.word)
+
+
+@dataclass(frozen=True)
+class KeywordExclude(Constraint):
+    """The answer does not hold this word."""
+
+    word: str
+    kind: ClassVar[str] = "keyword_exclude"
+
+    def __post_init__(self) -> None:
+        require_word(self.kind, self.word)
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'Do not use the word "{self.word}".',
+            f'Avoid the word "{self.word}".',
+            f'Your answer must not contain the word "{self.word}".',
+        )
+
+    def label(self) -> str:
+        return f'Does not use the word "{self.word}"'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordExclude":
+        return cls(rng.choice(values.avoided))
+
+    def _passes(self, text: str) -> bool:
+        return not hits(text, self.word)
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return f'It never says "{self.word}".'
+        return f'It says "{self.word}" in {quote(around(text, hits(text, self.word)[0].span()))}.'
+
+    def _mends(self, text: str) -> Iterator[str]:
+        found = hits(text, self.word)
+        rest = _without(text, found) if len(found) <= _FEW else ""
+        if WORD.search(rest):
+            yield rest
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        adverb = self.word in VALUES.avoid_adverbs
+        anchor = r"\b(?:is|are|was|were)\b" if adverb else r"\b(?:[Aa]|[Tt]he)\b"
+        place = re.search(anchor + r"(?= [a-z])", text)
+        if place:
+            yield f"{text[: place.end()]} {self.word}{text[place.end() :]}"
+        yield with_sentence(
+            text, f"It is {self.word} like that." if adverb else _MENTIONS[0].format(word=self.word)
+        )
+
+
+@dataclass(frozen=True)
+class KeywordFrequency(Constraint):
+    """The answer holds this word at least `count` times."""
+
+    word: str
+    count: int
+    kind: ClassVar[str] = "keyword_frequency"
+    roomy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_word(self.kind, self.word)
+        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+
+    def phrasings(self) -> tuple[str, ...]:
+        times = number(self.count, "time")
+        return (
+            f'Use the word "{self.word}" at least {times}.',
+            f'The word "{self.word}" must appear {times} or more.',
+            f'Repeat the word "{self.word}" so that it occurs at least {times}.',
+        )
+
+    def label(self) -> str:
+        return f'Uses "{self.word}" at least {number(self.count, "time")}'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordFrequency":
+        return cls(values.keyword(rng), rng.randint(2, 3))
+
+    def required_text(self) -> str:
+        return self.word
+
+    def least_words(self) -> int:
+        return 3 * self.count
+
+    def _passes(self, text: str) -> bool:
+        return len(hits(text, self.word)) >= self.count
+
+    def _evidence(self, text: str, met: bool) -> str:
+        found = number(len(hits(text, self.word)), "time")
+        return f'It says "{self.word}" {found}, {"at least" if met else "fewer than"} {self.count}.'
+
+    def _mends(self, text: str) -> Iterator[str]:
+        missing = self.count - len(hits(text, self.word))
+        if missing <= len(_MENTIONS):
+            for turn in reversed(range(missing)):
+                text = with_sentence(text, _MENTIONS[turn].format(word=self.word))
+            yield text
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield from _with_others(text, hits(text, self.word)[self.count - 1 :], self.word)

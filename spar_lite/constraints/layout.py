@@ -1,0 +1,130 @@
+"""Constraints on the layout: paragraphs and bullets.
+
+What counts as one is defined in `text.py` and below. This file knows nothing about content.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Constraint, require
+from .text import FILLERS, enumerated, head, number, paragraphs, quote, sentences, toss
+from .values import VALUES, Values
+
+_BULLET = re.compile(r"^- (?=\S)", re.MULTILINE)
+_OTHER_MARK = re.compile(r"^[^\S\n]*(?:[*\u2022\u2013-]|\d{1,3}[.)])[^\S\n]*(?=\S)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ParagraphCount(Constraint):
+    """Exactly `count` blocks of text with a blank line between them."""
+
+    count: int
+    kind: ClassVar[str] = "paragraph_count"
+    claims: ClassVar[frozenset[str]] = frozenset({"layout"})
+    roomy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+
+    def phrasings(self) -> tuple[str, ...]:
+        wanted = number(self.count, "paragraph")
+        return (
+            f"Write exactly {wanted} with a blank line between paragraphs.",
+            f"Your answer must have exactly {wanted}, separated by blank lines.",
+            f"Use blank lines to make exactly {wanted}.",
+        )
+
+    def label(self) -> str:
+        return f"Has exactly {number(self.count, 'paragraph')}"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "ParagraphCount":
+        return cls(rng.randint(2, 3))
+
+    def least_words(self) -> int:
+        return 3 * self.count
+
+    def _passes(self, text: str) -> bool:
+        return len(paragraphs(text)) == self.count
+
+    def _evidence(self, text: str, met: bool) -> str:
+        rest = "" if met else f", not {self.count}"
+        return f"It has {enumerated(paragraphs(text), 'paragraph')}{rest}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        blocks, found = paragraphs(text), sentences(text)
+        if len(blocks) > self.count:
+            joined = [*blocks[: self.count - 1], " ".join(blocks[self.count - 1 :])]
+            yield "\n\n".join(joined)
+        elif len(found) >= self.count:
+            yield "\n\n".join([*found[: self.count - 1], " ".join(found[self.count - 1 :])])
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        blocks, found = paragraphs(text), sentences(text)
+        if len(blocks) > 1:
+            yield "\n\n".join([*blocks[:-2], f"{blocks[-2]} {blocks[-1]}"])
+        if len(found) > 1:
+            yield "\n\n".join([found[0], " ".join(found[1:])])
+
+
+@dataclass(frozen=True)
+class BulletCount(Constraint):
+    """Exactly `count` lines that begin with "- "; other lines are allowed."""
+
+    count: int
+    kind: ClassVar[str] = "bullet_count"
+    claims: ClassVar[frozenset[str]] = frozenset({"start", "layout"})
+    roomy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+
+    def phrasings(self) -> tuple[str, ...]:
+        wanted = number(self.count, "bullet point")
+        return (
+            f'Write exactly {wanted}, each on a line that starts with "- ".',
+            f'Answer as a list of {wanted} with "- " in front.',
+            f'Use exactly {number(self.count, "line")} beginning with "- ".',
+        )
+
+    def label(self) -> str:
+        return f"Has exactly {number(self.count, 'bullet')}"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "BulletCount":
+        return cls(rng.randint(2, 4))
+
+    def least_words(self) -> int:
+        return 2 * self.count
+
+    def _passes(self, text: str) -> bool:
+        return len(_BULLET.findall(text)) == self.count
+
+    def _evidence(self, text: str, met: bool) -> str:
+        found = [line[2:] for line in text.split("\n") if _BULLET.match(line)]
+        rest = "" if met else f", not {self.count}"
+        if not found:
+            return f'No line begins with "- ": the first is {quote(head(text, 3))}{rest}.'
+        return f"It has {enumerated(found, 'bullet')}{rest}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        starts = [match.start() for match in _BULLET.finditer(text)]
+        if len(starts) > self.count:
+            yield text[: starts[self.count]].rstrip()
+        if not starts:
+            yield _OTHER_MARK.sub("- ", text)
+            found = sentences(text)
+            if len(found) >= self.count:
+                items = [*found[: self.count - 1], " ".join(found[self.count - 1 :])]
+                yield "\n".join(f"- {item}" for item in items)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        starts = [match.start() for match in _BULLET.finditer(text)]
+        if self.count > 1 and toss(text, 2):
+            yield text[: starts[-1]].rstrip()
+        else:
+            yield f"{text}\n- {FILLERS[toss(text, len(FILLERS))]}"
+        yield _BULLET.sub("", text)

@@ -1,0 +1,214 @@
+"""Constraints on single characters: commas, capitals, one letter repeated.
+
+This file knows nothing about words or sentences.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Constraint, require
+from .text import WORD, capitalised, head, number, quote, toss, words
+from .values import VALUES, Values
+
+_COMMA = re.compile("[,\uff0c]")
+
+
+@dataclass(frozen=True)
+class NoCommas(Constraint):
+    """The answer has no comma, ASCII or full-width."""
+
+    kind: ClassVar[str] = "no_commas"
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "Do not use any commas.",
+            "Write without commas.",
+            "Your answer must not contain a comma.",
+        )
+
+    def label(self) -> str:
+        return "Has no commas"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "NoCommas":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        return not _COMMA.search(text)
+
+    def _evidence(self, text: str, met: bool) -> str:
+        found = _COMMA.findall(text)
+        if not found:
+            return f"It has 0 commas in {number(len(words(text)), 'word')}."
+        place = text.index(found[0])
+        before = words(text[max(0, place - 60) : place])
+        where = f"after {quote(before[-1])}" if before else "at the start"
+        return f"It has {number(len(found), 'comma')}, the first {where}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield _COMMA.sub("", text)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        joint = re.search(r"(?<=\w)(?= (?:and|but|so|because|which|where|or) )", text)
+        places = [match.end() for match in WORD.finditer(text[:400])]
+        if joint:
+            yield f"{text[: joint.start()]},{text[joint.start() :]}"
+        if len(places) > 1:
+            cut = places[min(2, len(places) - 2)]
+            yield f"{text[:cut]},{text[cut:]}"
+
+
+@dataclass(frozen=True)
+class AllLowercase(Constraint):
+    """Every letter that has a case is small, and there is at least one."""
+
+    kind: ClassVar[str] = "all_lowercase"
+    claims: ClassVar[frozenset[str]] = frozenset({"case"})
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "Write in lowercase letters only.",
+            "Do not use any capital letters.",
+            "Your whole answer must be in lowercase.",
+        )
+
+    def label(self) -> str:
+        return "Is all lowercase"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "AllLowercase":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        return text.islower()
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return f"It has no capital letters, as in {quote(head(text, 3))}."
+        return _odd_one(text, "capital", str.islower)
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield text.lower()
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        first = WORD.search(text)
+        if first:
+            yield text[: first.start()] + capitalised(text[first.start() :])
+            yield text.upper()
+
+
+@dataclass(frozen=True)
+class AllUppercase(Constraint):
+    """Every letter that has a case is a capital, and there is at least one."""
+
+    kind: ClassVar[str] = "all_uppercase"
+    claims: ClassVar[frozenset[str]] = frozenset({"case"})
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "Write in capital letters only.",
+            "Use ALL CAPITALS.",
+            "Your whole answer must be in uppercase.",
+        )
+
+    def label(self) -> str:
+        return "Is all uppercase"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "AllUppercase":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        return text.isupper()
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return f"It has only capital letters, as in {quote(head(text, 3))}."
+        return _odd_one(text, "small", str.isupper)
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield text.upper()
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        found = list(WORD.finditer(text))
+        if found and toss(text, 2) and len(found) > 1:
+            yield text[: found[-1].start()] + text[found[-1].start() :].lower()
+        yield capitalised(text.lower())
+        yield text.lower()
+
+
+def _odd_one(text: str, sort: str, fits: Callable[[str], bool]) -> str:
+    """The first letter of the wrong case and the word it stands in."""
+    for match in WORD.finditer(text):
+        wrong = [c for c in match.group() if (c.islower() or c.isupper()) and not fits(c)]
+        if wrong:
+            return f'It has {sort} letters, such as "{wrong[0]}" in {quote(match.group())}.'
+    return f"It has no letters with a case, as in {quote(text[:12])}."
+
+
+@dataclass(frozen=True)
+class CharSequence(Constraint):
+    """The answer is one letter `count` times, capitals aside, and else only white space."""
+
+    letter: str
+    count: int
+    kind: ClassVar[str] = "char_sequence"
+    standalone: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        fine = len(self.letter) == 1 and self.letter.isalpha()
+        require(fine, f"{self.kind}: letter must be one letter, found {self.letter!r}")
+        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'Generate {self.count} of letter "{self.letter}".',
+            f'Write the letter "{self.letter}" exactly {number(self.count, "time")}.',
+            f'Answer only with the letter "{self.letter}" repeated {number(self.count, "time")}.',
+        )
+
+    def label(self) -> str:
+        return f'Exactly {self.count} of letter "{self.letter}"'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "CharSequence":
+        return cls(rng.choice(values.letters), rng.randint(3, 20))
+
+    def required_text(self) -> str:
+        return self.letter
+
+    def _is_letter(self, character: str) -> bool:
+        return character.lower() == self.letter.lower()
+
+    def _others(self, text: str) -> str:
+        return "".join(c for c in text if not self._is_letter(c) and not c.isspace())
+
+    def _passes(self, text: str) -> bool:
+        return not self._others(text) and sum(map(self._is_letter, text)) == self.count
+
+    def _evidence(self, text: str, met: bool) -> str:
+        others, found = self._others(text), sum(map(self._is_letter, text))
+        if others:
+            extra = quote(others[:12])
+            return f'It has {found} of "{self.letter}" but also has other characters: {extra}.'
+        return f'It has {found} of "{self.letter}"{"" if met else f", not {self.count}"}.'
+
+    def _mends(self, text: str) -> Iterator[str]:
+        others = self._others(text)
+        kept = "".join(c for c in text if self._is_letter(c) or c.isspace()).split()
+        run = "".join(kept)
+        # Where most of the answer is something else, a fresh answer is no minimal edit.
+        if len(run) > len(others):
+            gap = " " if len(kept) == len(run) > 1 else ""
+            yield gap.join((run + run[-1] * self.count)[: self.count])
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        gap = " " if " " in text else ""
+        off = 1 + toss(text, 3)
+        if toss(text, 2) and self.count > off:
+            shorter = "".join(text.split())[: self.count - off]
+            yield gap.join(shorter)
+        yield text + (gap + text[-1]) * off

@@ -1,0 +1,103 @@
+"""Constraints on the marks an answer ends with or stands in: a question mark, quotes.
+
+White space around the answer is ignored. This file knows nothing about words.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Constraint
+from .text import closed, head, quote, sentence_spans, tail, toss
+from .values import VALUES, Values
+
+_QUESTIONS = ("What do you think?", "Do you agree?", "How about you?", "Have you ever tried?")
+_ASK = "?\uff1f"
+# Straight, opening and closing double quotes.
+_QUOTES = '"\u201c\u201d'
+
+
+@dataclass(frozen=True)
+class EndsWithQuestion(Constraint):
+    """The last character of the answer is a question mark."""
+
+    kind: ClassVar[str] = "ends_with_question"
+    claims: ClassVar[frozenset[str]] = frozenset({"end"})
+    roomy: ClassVar[bool] = True
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "End your answer with a question.",
+            "The last sentence of your answer must be a question.",
+            "Finish with a question mark.",
+        )
+
+    def label(self) -> str:
+        return "Ends with a question mark"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "EndsWithQuestion":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        return text[-1] in _ASK
+
+    def _evidence(self, text: str, met: bool) -> str:
+        return f"It ends with {quote(tail(text, 3))}{'' if met else ', not with a question mark'}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield f"{closed(text)} {_QUESTIONS[toss(text, len(_QUESTIONS))]}"
+        yield f"{text.rstrip('.!?')}?"
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        spans = sentence_spans(text)
+        if len(spans) > 1:
+            yield text[: spans[-2][1]]
+        yield f"{text.rstrip(_ASK)}."
+
+
+@dataclass(frozen=True)
+class Quoted(Constraint):
+    """One pair of double quotes, straight or curly, around the whole answer; none inside."""
+
+    kind: ClassVar[str] = "quoted"
+    claims: ClassVar[frozenset[str]] = frozenset({"start", "end"})
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "Put your whole answer in double quotes.",
+            "Wrap your entire answer in double quote marks.",
+            "Your answer must begin and end with a double quote mark.",
+        )
+
+    def label(self) -> str:
+        return "The whole answer is in double quotes"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Quoted":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        inside = text[1:-1]
+        pair = text[0] + text[-1] in ('""', "\u201c\u201d") and bool(inside.strip())
+        return pair and not any(mark in inside for mark in _QUOTES)
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return "It opens and closes with a double quote mark."
+        if text[0] not in '"\u201c':
+            return f"It opens with {quote(head(text, 1))}, without a double quote mark."
+        if text[-1] not in '"\u201d' or len(text) == 1:
+            return f"It closes with {quote(tail(text, 1))}, without a double quote mark."
+        if not text.strip(_QUOTES + " "):
+            return "It has nothing between its double quote marks."
+        return "It has other double quote marks than one pair around it."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        bare = re.sub(f"[{_QUOTES}]", "", text).strip()
+        yield f'"{bare}"'
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield (text[1:-1], text[:-1], text[1:])[toss(text, 3)]

@@ -1,0 +1,89 @@
+"""Several constraints on one answer: do they go together, are they met, mend them all.
+
+This file knows the kinds' claims and a few pairs that clash; it knows no task and no model.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from .base import Constraint
+from .edges import EndsWith
+from .keywords import KeywordExclude, KeywordFrequency, KeywordInclude
+from .lengths import SentenceCount, WordCount
+from .letters import AllLowercase, AllUppercase, NoCommas
+from .marks import EndsWithQuestion
+from .structure import JsonObject
+from .text import words
+
+Keyword = KeywordExclude | KeywordFrequency | KeywordInclude
+# Enough for every pair; a longer search would no longer give a small edit.
+MOST_EDITS = 4
+MOST_STATES = 300
+
+
+def conflict(a: Constraint, b: Constraint) -> bool:
+    """True where both together are impossible or silly."""
+    if isinstance(a, Keyword) and isinstance(b, Keyword):
+        return a.word.lower() == b.word.lower()
+    same = type(a) is type(b) or bool(a.claims & b.claims) or a.standalone or b.standalone
+    return same or _clash(a, b) or _clash(b, a)
+
+
+def _clash(rule: Constraint, other: Constraint) -> bool:
+    """True where `rule` forbids what `other` requires."""
+    text = other.required_text()
+    match rule:
+        case KeywordExclude():
+            return rule.word.lower() in [word.lower() for word in words(text)]
+        case AllLowercase():
+            return other.case_bound and text != text.lower()
+        case AllUppercase():
+            return other.case_bound and text != text.upper()
+        case NoCommas():
+            return "," in text or (isinstance(other, JsonObject) and len(other.keys) > 1)
+        case WordCount(high=int() as high):
+            return high < other.least_words() + 3
+        case SentenceCount():
+            return _crowded(rule, other)
+    return False
+
+
+def _crowded(rule: SentenceCount, other: Constraint) -> bool:
+    """True where `other` needs more sentences, or longer ones, than `rule` leaves room for."""
+    if isinstance(other, WordCount):
+        return (other.low or 0) > 15 * rule.count
+    needs_two = EndsWith | EndsWithQuestion | KeywordFrequency
+    return rule.count == 1 and isinstance(other, needs_two)
+
+
+def check_all(constraints: Sequence[Constraint], text: str) -> tuple[bool, ...]:
+    return tuple(constraint.check(text) for constraint in constraints)
+
+
+def mend_all(constraints: Sequence[Constraint], text: str) -> str | None:
+    """The text after the fewest edits that meet every constraint; None if none is found.
+
+    Breadth first over the edits of the failing constraints, so one edit that breaks
+    another constraint is followed by an edit that restores it, or dropped.
+    """
+    queue, seen = deque([(text, 0)]), {text}
+    while queue:
+        draft, edits = queue.popleft()
+        failing = [constraint for constraint in constraints if not constraint.check(draft)]
+        if not failing:
+            return draft
+        if edits == MOST_EDITS or len(seen) > MOST_STATES:
+            continue
+        fresh = [edit for constraint in failing for edit in constraint.mends(draft)]
+        queue.extend((edit, edits + 1) for edit in dict.fromkeys(fresh) if edit not in seen)
+        seen.update(fresh)
+    return None
+
+
+def critique(constraints: Sequence[Constraint], text: str) -> str:
+    """One numbered line a constraint: its label, the evidence, Yes or No."""
+    lines = []
+    for index, constraint in enumerate(constraints, start=1):
+        verdict = "Yes" if constraint.check(text) else "No"
+        lines.append(f"{index}. {constraint.label()}: {constraint.explain(text)} {verdict}")
+    return "\n".join(lines)

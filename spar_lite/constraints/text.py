@@ -1,0 +1,173 @@
+"""What a word, a sentence and a paragraph are, and how evidence is quoted.
+
+Every constraint counts with these functions, so "two sentences" means the same everywhere.
+All of them take time linear in the text. This file knows nothing about constraints.
+"""
+
+import re
+import zlib
+
+WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+# Possessive quantifiers and the look-behind keep a long run of dots linear.
+_STOP = re.compile(
+    r"""(?<![.!?\u2026])[.!?\u2026]++["'\u201d\u2019)\]*_]*+(?=\s|$)"""
+    r"""|[\u3002\uff01\uff1f]++["\u201d\u2019\u300d\u300f]*+"""
+)
+_LINE = re.compile(r"[^\n]+")
+_PARAGRAPH_GAP = re.compile(r"\n[^\S\n]*+\n\s*+")
+_ABBREVIATIONS = frozenset({"mr", "mrs", "ms", "dr", "st", "vs", "e.g", "i.e"})
+_CLOSING = ".!?\u2026\u3002\uff01\uff1f\"'\u201d\u2019)"
+
+# Sentences that fit after any answer, for edits that make it longer.
+FILLERS = (
+    "It is that simple.",
+    "There is more to say about it.",
+    "Many people feel the same way.",
+    "Everyone can see why.",
+    "This is easy to forget.",
+    "It has always been so.",
+)
+
+Span = tuple[int, int]
+
+
+def clean(text: str) -> str:
+    """The text every check looks at: line ends as \\n, nothing around it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def squeeze(text: str) -> str:
+    """Every run of white space as one space."""
+    return " ".join(text.split())
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits; "don't" and "well-known" are one word each."""
+    return WORD.findall(text)
+
+
+def sentence_spans(text: str) -> list[Span]:
+    """Where each sentence lies.
+
+    A sentence ends at . ! ? or … before white space (or at a CJK full stop), and at a line
+    end. A piece without a letter or digit is none; "Mr.", "e.g." and a list's "1." end none.
+    """
+    spans: list[Span] = []
+    for line in _LINE.finditer(text):
+        begin = line.start()
+        for stop in _STOP.finditer(text, line.start(), line.end()):
+            if not _is_abbreviation(text[max(begin, stop.start() - 12) : stop.start()]):
+                _add_span(spans, text, begin, stop.end())
+                begin = stop.end()
+        _add_span(spans, text, begin, line.end())
+    return spans
+
+
+def _is_abbreviation(before: str) -> bool:
+    pieces = before.split()
+    if not pieces:
+        return False
+    only_number = len(pieces) == 1 and pieces[0].isdigit()
+    return only_number or pieces[-1].lstrip("\"'(\u201c\u2018").lower() in _ABBREVIATIONS
+
+
+def _add_span(spans: list[Span], text: str, begin: int, end: int) -> None:
+    piece = text[begin:end]
+    if WORD.search(piece):
+        left = begin + len(piece) - len(piece.lstrip())
+        spans.append((left, end - (len(piece) - len(piece.rstrip()))))
+
+
+def sentences(text: str) -> list[str]:
+    return [text[begin:end] for begin, end in sentence_spans(text)]
+
+
+def paragraphs(text: str) -> list[str]:
+    """Blocks separated by at least one blank line."""
+    return [block.strip() for block in _PARAGRAPH_GAP.split(text.strip()) if block.strip()]
+
+
+def head(text: str, count: int) -> str:
+    """The text's own characters up to the end of its `count`-th word."""
+    end = 0
+    for seen, match in enumerate(WORD.finditer(text[:600]), start=1):
+        end = match.end()
+        if seen == count:
+            break
+    return text[: end or 12]
+
+
+def tail(text: str, count: int) -> str:
+    """The text's own characters from its `count`-th last word on."""
+    piece = text[-600:]
+    starts = [match.start() for match in WORD.finditer(piece)]
+    return piece[starts[-min(count, len(starts))] :] if starts else piece[-12:]
+
+
+def around(text: str, span: Span) -> str:
+    """The words at `span` with up to two neighbours on each side."""
+    begin, end = span
+    left = text[max(0, begin - 40) : begin].rpartition("\n")[2]
+    right = text[end : end + 40].partition("\n")[0]
+    before = [match.start() for match in WORD.finditer(left)][-2:]
+    after = [match.end() for match in WORD.finditer(right)][:2]
+    lead = left[before[0] :] if before else ""
+    return lead + text[begin:end] + (right[: after[-1]] if after else "")
+
+
+def quote(snippet: str, chars: int = 60) -> str:
+    """The snippet on one line in double quotes, with single quotes inside it."""
+    flat = (
+        squeeze(snippet[: chars * 8])
+        .replace('"', "'")
+        .replace("\u201c", "'")
+        .replace("\u201d", "'")
+    )
+    return f'"{flat[:chars].rstrip()}..."' if len(flat) > chars else f'"{flat}"'
+
+
+def number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def enumerated(pieces: list[str], noun: str) -> str:
+    """'1 "The sun", 2 "It is": 2 sentences', a count that can be read off."""
+    shown = [f"{index} {quote(head(piece, 2))}" for index, piece in enumerate(pieces[:6], 1)]
+    dots = ", ..." if len(pieces) > 6 else ""
+    return f"{', '.join(shown)}{dots}: {number(len(pieces), noun)}"
+
+
+def listed(names: list[str] | tuple[str, ...]) -> str:
+    """ "a" and "b", without commas between two and with them from three on."""
+    quoted = [f'"{name}"' for name in names]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
+
+
+def capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def closed(text: str) -> str:
+    """The text with a full stop, where it has no closing mark yet."""
+    bare = text.rstrip().rstrip(",;:-\u2013\u2014").rstrip()
+    return bare if not bare or bare[-1] in _CLOSING else bare + "."
+
+
+def with_sentence(text: str, sentence: str) -> str:
+    """One sentence more: after the first, so that the answer keeps its start and its end."""
+    spans = sentence_spans(text)
+    if len(spans) < 2:
+        return f"{closed(text)} {sentence}"
+    cut = spans[0][1]
+    return f"{closed(text[:cut])} {sentence}{text[cut:]}"
+
+
+def spliced(text: str, clause: str) -> str:
+    """A clause more inside the last sentence, before its closing mark."""
+    body = text.rstrip(_CLOSING)
+    return f"{body.rstrip(',;: ')} {clause}{text[len(body) :]}"
+
+
+def toss(text: str, sides: int) -> int:
+    """A number below `sides` that depends on the text only: variety without a generator."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) % sides

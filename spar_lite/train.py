@@ -1,0 +1,468 @@
+"""Training, through TRL: DPO for the actor, supervised fine-tuning for either adapter.
+
+Promise: the adapter of the role changes and no other byte does; its weights stay float32; at step 0
+of DPO both rewards are 0, so the DPO term is ln 2; nothing is written, sent or printed; afterwards
+the policy can generate and train again as if TRL had never been there. A broken promise is a
+``TrainingError``, because a trainer that fails silently costs days.
+
+Knows TRL, PEFT and token ids; nothing of stages, files, or how pairs and examples came about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import math
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import datasets
+import torch
+import trl.trainer.utils
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from spar_lite.errors import TrainingError
+from spar_lite.model.policy import ADAPTERS, Policy
+from spar_lite.recipe import Dpo, Training
+from spar_lite.records import Message, PreferencePair, Role, TrainingExample
+
+OnStep = Callable[[int, int, int], None]
+"""Told after every optimizer step: (step, steps in all, tokens so far)."""
+
+STEP0_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""How far from 0 a reward may be at step 0, by the base's dtype: rounding, nothing else."""
+
+WINDOW = 16
+"""Batches within which examples are sorted by length: little padding, yet much chance."""
+
+REFERENCE = "ref"
+"""What TRL calls the frozen copy of the actor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingReport:
+    """What a training run did.
+
+    ``tokens`` are those read, prompts included, padding not (for DPO: chosen and rejected, the
+    reference's pass not counted). ``loss_last`` and ``…_last`` metrics are means over the last
+    tenth of the steps, ``…_first`` come from the first step alone.
+    """
+
+    examples: int
+    dropped: int
+    steps: int
+    tokens: int
+    seconds: float
+    loss_first: float
+    loss_last: float
+    metrics: dict[str, float]
+
+
+def train_actor(
+    policy: Policy,
+    pairs: Sequence[PreferencePair],
+    settings: Dpo,
+    seed: int,
+    on_step: OnStep = lambda *_: None,
+) -> TrainingReport:
+    """Train the actor on preference pairs; the reference is the actor as it is now.
+
+    loss = -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected))
+           + nll_weight * mean token NLL of chosen    (SPaR, section 3.3; arXiv 2305.18290, eq. 7)
+
+    Raises:
+        TrainingError: no pair fits ``max_length``, or a promise of this module is broken.
+    """
+    rows = [_pair_row(policy, pair) for pair in pairs]
+    kept = [row for row in rows if row["length"] <= settings.max_length]
+    weighted = settings.nll_weight > 0
+    with _run(policy, "actor", settings, len(kept), len(rows), seed) as run:
+        config = DPOConfig(
+            **run.arguments,
+            max_length=None,
+            beta=settings.beta,
+            loss_type=["sigmoid", "sft"] if weighted else ["sigmoid"],
+            loss_weights=[1.0, settings.nll_weight] if weighted else [1.0],
+        )
+        record = _Record(on_step, check=lambda logs: _check_step0(policy, logs))
+        run.train(_Dpo, config, kept, record)
+    first = record.logs[0]
+    dpo_term = _dpo_term(first)
+    extra = {
+        "dpo_term_step0": dpo_term,
+        "reward_chosen_step0": first["rewards/chosen"],
+        "reward_rejected_step0": first["rewards/rejected"],
+    }
+    if weighted:
+        extra["nll_first"] = (first["loss"] - dpo_term) / settings.nll_weight
+    return run.report(record, extra)
+
+
+def train_on_examples(
+    policy: Policy,
+    role: Role,
+    examples: Sequence[TrainingExample],
+    settings: Training,
+    seed: int,
+    on_step: OnStep = lambda *_: None,
+) -> TrainingReport:
+    """Train one adapter on completions; prompts carry no loss (mean NLL per completion token).
+
+    Raises:
+        TrainingError: no example fits ``max_length``, or a promise of this module is broken.
+    """
+    rows = [_example_row(policy, example) for example in examples]
+    kept = [row for row in rows if row["length"] <= settings.max_length]
+    with _run(policy, role, settings, len(kept), len(rows), seed) as run:
+        config = SFTConfig(**run.arguments, max_length=None)
+        record = _Record(on_step)
+        run.train(_Sft, config, kept, record)
+    return run.report(record, {})
+
+
+# --- Token ids ------------------------------------------------------------------------------------
+
+
+def _example_row(policy: Policy, example: TrainingExample) -> dict[str, Any]:
+    prompt, completion = _tokenize(policy, example.prompt, example.completion)
+    return {
+        "input_ids": prompt + completion,
+        "labels": [-100] * len(prompt) + completion,
+        "length": len(prompt) + len(completion),
+    }
+
+
+def _pair_row(policy: Policy, pair: PreferencePair) -> dict[str, Any]:
+    prompt, chosen = _tokenize(policy, pair.prompt, pair.chosen)
+    _, rejected = _tokenize(policy, pair.prompt, pair.rejected)
+    return {
+        "prompt_ids": prompt,
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "length": len(prompt) + max(len(chosen), len(rejected)),
+    }
+
+
+def _tokenize(
+    policy: Policy, messages: Sequence[Message], reply: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of (prompt, reply): the prompt is the one that generation sends, to the token.
+
+    The reply ends with its end token: what templates put after it is never generated.
+    """
+    prompt = policy.encode(messages)
+    whole = policy.encode((*messages, Message("assistant", reply)), reply=False)
+    if whole[: len(prompt)] == prompt:
+        completion = whole[len(prompt) :]
+        ends = [place for place, token in enumerate(completion) if token in policy.eos]
+        return prompt, completion[: ends[-1] + 1] if ends else completion
+    # A template that renders a past reply unlike the turn it opens (a thinking block, for one).
+    ids = policy.tokenizer.encode(reply, add_special_tokens=False)
+    return prompt, [*ids, policy.tokenizer.eos_token_id]
+
+
+# --- One run of a trainer -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Run:
+    """One trainer's life, from its arguments to its report."""
+
+    policy: Policy
+    role: Role
+    arguments: dict[str, Any]
+    examples: int
+    dropped: int
+    seconds: float = 0.0
+
+    def train(
+        self, kind: type[_Mixin], config: Any, rows: list[dict[str, Any]], record: _Record
+    ) -> None:
+        """Build the trainer, put the float32 weights back, train."""
+        # Two visible GPUs would mean nn.DataParallel, which a model on one device cannot use.
+        config._n_gpu = min(1, config.n_gpu)
+        before = {name: tensor.clone() for name, tensor in self.policy.weights(self.role).items()}
+        trainer = kind(
+            model=self.policy.model,
+            args=config,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=self.policy.tokenizer,
+            callbacks=[record],
+        )
+        trainer.remove_callback(PrinterCallback)
+        self._keep_float32(before)
+        self._check_trainable()
+        started = time.perf_counter()
+        trainer.train()
+        self.seconds = time.perf_counter() - started
+
+    def report(self, record: _Record, extra: dict[str, float]) -> TrainingReport:
+        """Sum up what the record saw."""
+        return TrainingReport(
+            examples=self.examples,
+            dropped=self.dropped,
+            steps=len(record.logs),
+            tokens=int(record.logs[-1]["num_tokens"]),
+            seconds=self.seconds,
+            loss_first=record.logs[0]["loss"],
+            loss_last=record.late("loss"),
+            metrics={**record.metrics(), **extra},
+        )
+
+    def _keep_float32(self, before: dict[str, Tensor]) -> None:
+        """Undo TRL's cast of trainable weights to bf16 on a quantized base.
+
+        With AdamW at LoRA's learning rates most updates are below bf16's resolution and vanish;
+        and against a float32 reference a rounded actor starts with rewards that are not 0.
+        """
+        for adapter in (ADAPTERS[self.role], REFERENCE):
+            mark = f".{adapter}."
+            for name, parameter in self.policy.model.named_parameters():
+                plain = name.replace(mark, ".")
+                if mark in name and plain in before:
+                    parameter.data = before[plain].clone()
+
+    def _check_trainable(self) -> None:
+        mark = f".{ADAPTERS[self.role]}."
+        names = [n for n, p in self.policy.model.named_parameters() if p.requires_grad]
+        strangers = [name for name in names if mark not in name]
+        if strangers or not names:
+            found = (
+                f"found {strangers[0]} trainable too" if strangers else "found nothing trainable"
+            )
+            raise TrainingError(f"wanted the {self.role}'s adapter alone to be trainable, {found}.")
+
+
+@contextmanager
+def _run(
+    policy: Policy, role: Role, settings: Training, examples: int, given: int, seed: int
+) -> Iterator[_Run]:
+    """Open the adapter for training; close it again and check what changed."""
+    if role not in ADAPTERS:
+        raise TrainingError(f"wanted actor or refiner to train, found {role}.")
+    if not examples:
+        found = f"all {given} were longer" if given else "there was none at all"
+        raise TrainingError(
+            f"wanted examples of at most {settings.max_length} tokens for the {role}, {found}. "
+            "Raise max_length, or make more data."
+        )
+    prints = {name: policy.fingerprint(name) for name in ADAPTERS}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _quiet(),
+        policy.training(role),
+        _patched(policy),
+    ):
+        arguments = _arguments(settings, policy.device, examples, seed, scratch)
+        yield _Run(policy, role, arguments, examples, given - examples)
+    for name, print_ in prints.items():
+        changed = policy.fingerprint(name) != print_
+        if changed != (name == role):
+            wanted = "change" if name == role else "stay as it was"
+            raise TrainingError(
+                f"training the {role}: wanted the {name}'s adapter to {wanted}, and it "
+                f"{'changed' if changed else 'did not'}."
+            )
+
+
+def _arguments(
+    settings: Training, device: torch.device, examples: int, seed: int, scratch: str
+) -> dict[str, Any]:
+    """The trainer arguments that DPO and SFT share."""
+    cuda = device.type == "cuda"
+    steps = settings.epochs * math.ceil(examples / settings.batch_size)
+    return {
+        "output_dir": scratch,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_strategy": "steps",
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "dataloader_pin_memory": cuda,
+        "remove_unused_columns": False,
+        "seed": seed % 2**32,
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": settings.schedule,
+        # A warm-up's first step has learning rate 0: rounding up would lose a one-step run.
+        "warmup_steps": min(int(settings.warmup_ratio * steps), steps - 1),
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": settings.batch_size // settings.micro_batch,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+    }
+
+
+class _Record(TrainerCallback):  # type: ignore[misc]
+    """Keeps every step's logs, passes progress on, checks the first."""
+
+    def __init__(
+        self, on_step: OnStep, check: Callable[[dict[str, float]], None] = lambda _: None
+    ) -> None:
+        self.logs: list[dict[str, float]] = []
+        self._on_step = on_step
+        self._check = check
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by the trainer after each step, and once at the end with sums."""
+        if "loss" not in logs:
+            return
+        self.logs.append(dict(logs))
+        if len(self.logs) == 1:
+            self._check(self.logs[0])
+        self._on_step(state.global_step, state.max_steps, int(logs["num_tokens"]))
+
+    def late(self, key: str) -> float:
+        """Mean over the last tenth of the steps."""
+        last = self.logs[-max(1, len(self.logs) // 10) :]
+        return sum(log[key] for log in last) / len(last)
+
+    def metrics(self) -> dict[str, float]:
+        """The trainer's own metrics, at the start and at the end."""
+        names = [n for n in self.logs[0] if "/" in n or n == "mean_token_accuracy"]
+        first = {f"{name}_first": self.logs[0][name] for name in names}
+        return first | {f"{name}_last": self.late(name) for name in names}
+
+
+# --- The step-0 check -----------------------------------------------------------------------------
+
+
+def _dpo_term(logs: dict[str, float]) -> float:
+    """-log sigmoid of the mean margin; exact where all margins are equal, as they are at step 0.
+
+    TRL logs only the sum of both loss terms, so the DPO term is found from the margin.
+    """
+    return math.log1p(math.exp(-logs["rewards/margins"]))
+
+
+def _check_step0(policy: Policy, logs: dict[str, float]) -> None:
+    """Before the first update actor and reference are one, so both rewards are 0."""
+    limit = STEP0_TOLERANCE.get(policy.inner.dtype, STEP0_TOLERANCE[torch.bfloat16])
+    chosen, rejected = logs["rewards/chosen"], logs["rewards/rejected"]
+    if max(abs(chosen), abs(rejected)) > limit or abs(_dpo_term(logs) - math.log(2)) > limit:
+        raise TrainingError(
+            "wanted rewards of 0 and a DPO term of 0.6931 (ln 2) at step 0, found "
+            f"{chosen:.4g} (chosen), {rejected:.4g} (rejected) and {_dpo_term(logs):.4g}: "
+            "the reference is not the actor that training started from."
+        )
+
+
+# --- TRL's trainers, and what they leave behind ---------------------------------------------------
+
+
+class _Mixin:
+    """What we change in TRL's trainers: ready token ids, batches of like length, no telemetry."""
+
+    args: Any
+    train_dataset: Any
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """The ids are ready: the prompts are tokenized as for generation, nothing is cut off."""
+        return dataset
+
+    def _send_telemetry(self) -> None:
+        """TRL reports model and GPU kinds to the Hub on every run; a local run tells nobody."""
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> LengthSampler:
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthSampler(self.train_dataset["length"], size, self.args.seed)
+
+
+class _Dpo(_Mixin, DPOTrainer):  # type: ignore[misc]
+    """TRL's DPO trainer."""
+
+
+class _Sft(_Mixin, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFT trainer."""
+
+
+class LengthSampler(torch.utils.data.Sampler[int]):
+    """Random order in which neighbours have like lengths, batches coming in random order.
+
+    transformers' own length grouping runs from long to short within each of a few large groups, so
+    that a short training sees its shortest examples at the lowest learning rate.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self._lengths = list(lengths)
+        self._batch = batch
+        self._random = random.Random(seed)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of one epoch; each epoch draws anew."""
+        order = list(range(len(self._lengths)))
+        self._random.shuffle(order)
+        size = WINDOW * self._batch
+        batches = []
+        for start in range(0, len(order), size):
+            window = sorted(order[start : start + size], key=self._lengths.__getitem__)
+            batches += [window[n : n + self._batch] for n in range(0, len(window), self._batch)]
+        # A short batch stays last: before others it would shift every later batch's bounds.
+        ragged = [batches.pop()] if len(batches[-1]) < self._batch else []
+        self._random.shuffle(batches)
+        return (index for batch in batches + ragged for index in batch)
+
+
+@contextmanager
+def _patched(policy: Policy) -> Iterator[None]:
+    """Take back what TRL and accelerate do to the model; compute the head where it is needed.
+
+    TRL patches ``forward``, hooks the embedding, sets every dropout rate to 0 and adds a reference
+    adapter, all for good: a second run, or the other adapter's, would inherit them.
+
+    TRL computes the head on completion tokens alone only where it has Triton; elsewhere on all
+    tokens, for fear of recompiling. Nothing is compiled here, so the CPU may skip prompts too:
+    half again as fast with a vocabulary of 49,152.
+    """
+    model = policy.model
+    forwards = {module: module.__dict__.get("forward") for module in (model, policy.inner)}
+    rates = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    hooks = policy.inner.get_input_embeddings()._forward_hooks
+    hooked = dict(hooks)
+    try:
+        with mock.patch.object(trl.trainer.utils, "_use_triton", lambda device: True):
+            yield
+    finally:
+        for module, rate in rates.items():
+            module.p = rate
+        # With checkpointing TRL and transformers each add the same hook; one handle is lost.
+        hooks.clear()
+        hooks.update(hooked)
+        for module, forward in forwards.items():
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
+        if REFERENCE in model.peft_config:
+            model.delete_adapter(REFERENCE)
+        gc.collect()  # the trainer and its optimizer point at each other
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines below errors from transformers and TRL, and no known third-party warning."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,395 @@
+"""What the constraints promise, on hand-written answers and on many sampled ones."""
+
+import random
+import re
+import time
+
+import pytest
+
+from spar_lite.constraints import (
+    KINDS,
+    VALUES,
+    AllLowercase,
+    AllUppercase,
+    BulletCount,
+    CharSequence,
+    Constraint,
+    EndsWith,
+    EndsWithQuestion,
+    JsonObject,
+    KeywordExclude,
+    KeywordFrequency,
+    KeywordInclude,
+    NoCommas,
+    ParagraphCount,
+    Quoted,
+    SentenceCount,
+    StartsWith,
+    StoryBookends,
+    WordCount,
+    check_all,
+    conflict,
+    critique,
+    from_json,
+    mend_all,
+)
+
+STORY = StoryBookends("It began with a letter.", "And that was enough.")
+
+# constraint, answer, verdict, and why
+EXAMPLES: list[tuple[Constraint, str, bool, str]] = [
+    (StartsWith("Well"), "  Well, it rains.", True, "white space before it does not count"),
+    (StartsWith("Well"), "Wellington is a city.", False, "the phrase must end at a word's end"),
+    (StartsWith("Well"), "Well-being matters.", False, "a hyphen carries the word on"),
+    (StartsWith("Well then"), "well then it rains.", False, "capitals count"),
+    (StartsWith("Well then"), "Well\nthen it rains.", True, "a line end is a space"),
+    (EndsWith("The end"), "It rains. The end.", True, "a bare phrase allows one final mark"),
+    (EndsWith("The end"), "It rains. The end", True, "nor does it need one"),
+    (EndsWith("The end"), "It rains. The end...", False, "three marks are not one"),
+    (EndsWith("Be well."), "Stay home. Be well", False, "a mark in the phrase is part of it"),
+    (EndsWith("end"), "It is a weekend.", False, "the phrase must begin at a word's start"),
+    (KeywordInclude("river"), "The River's bank is steep.", True, "capitals aside, whole word"),
+    (KeywordInclude("river"), "Two rivers meet.", False, "the plural is another word"),
+    (KeywordInclude("river"), "We follow the _river_ home.", True, "markdown does not hide it"),
+    (KeywordExclude("very"), "Every day is new.", True, '"every" is another word'),
+    (KeywordExclude("very"), "VERY warm.", False, "capitals aside"),
+    (KeywordFrequency("tea", 2), "Tea is tea.", True, "twice, capitals aside"),
+    (KeywordFrequency("tea", 3), "Tea is tea.", False, "twice is not three times"),
+    (NoCommas(), "Tea and milk.", True, "no comma"),
+    (NoCommas(), "Tea, milk.", False, "one comma"),
+    (AllLowercase(), "tea at 5 o'clock.", True, "digits have no case"),
+    (AllLowercase(), "Tea at five.", False, "T is a capital"),
+    (AllLowercase(), "12345", False, "no letter at all is no lowercase answer"),
+    (AllUppercase(), "TEA AT 5!", True, "digits have no case"),
+    (AllUppercase(), "TEA at 5!", False, "a and t are small"),
+    (WordCount(None, 3), "Don't over-think it.", True, "three words: don't, over-think, it"),
+    (WordCount(4, None), "Don't over-think it.", False, "three are fewer than four"),
+    (WordCount(2, 4), "One two three four", True, "both bounds are meant inclusively"),
+    (SentenceCount(2), "Dr. Lee has 3.5 cups. He smiles!", True, "Dr. and 3.5 end no sentence"),
+    (SentenceCount(1), "Wait... what?", False, "dots before a space end a sentence"),
+    (SentenceCount(2), "A heading\nA line", True, "a line end ends a sentence"),
+    (SentenceCount(2), 'He said "Go." She went.', True, "a quote mark may follow the stop"),
+    (ParagraphCount(2), "One.\n\n \nTwo.", True, "more blank lines are one gap"),
+    (ParagraphCount(2), "One.\nTwo.", False, "a line end is no blank line"),
+    (BulletCount(2), "My list:\n- tea\n- milk", True, "other lines are allowed"),
+    (BulletCount(2), "* tea\n* milk", False, "stars are not hyphens"),
+    (BulletCount(1), "- tea\n-milk", True, "a hyphen without a space is no bullet"),
+    (JsonObject(("title",)), '{"title": "Tea"}', True, "exactly this key"),
+    (JsonObject(("title",)), '{"title": "Tea", "x": 1}', False, "x was not asked for"),
+    (JsonObject(("title",)), 'Here: {"title": "Tea"}', False, "the whole answer must be JSON"),
+    (JsonObject(("title",)), '{"title": NaN}', False, "NaN is not JSON"),
+    (CharSequence("x", 4), "xX xx", True, "case free, spaces allowed"),
+    (CharSequence("x", 4), "xxx", False, "three are not four"),
+    (CharSequence("x", 4), "xxxx!", False, "the mark is something else"),
+    (STORY, "It began with a letter. It burned. And that was enough.", True, "both in place"),
+    (STORY, "It began with a letter. It burned.", False, "the last sentence is missing"),
+    (STORY, "It began with a letter. And that was enough.", False, "no story between them"),
+    (EndsWithQuestion(), "Tea is warm. Or not?", True, "the last character is ?"),
+    (EndsWithQuestion(), "Is it? Yes.", False, "the last character is a full stop"),
+    (Quoted(), '"Tea is warm."', True, "one pair around it"),
+    (Quoted(), '"Tea" and "milk"', False, "two pairs, each around a part"),
+    (Quoted(), '"', False, "one mark is no pair"),
+]
+
+ANSWERS = [
+    "The sun is warm and bright.",
+    "Tea is a gentle drink. It warms the hands, the heart and the morning.",
+    "I really like the river; it is very calm. The river, however, is never still. What a day!",
+    "- Walk slowly.\n- Drink water.\n- Rest often.",
+    "1. Take a lamp\n2. Find the key\n3. Open the door",
+    "First paragraph here. It has two sentences.\n\nSecond one is short.",
+    '{"title": "The sea", "text": "Waves, wind and salt."}',
+    '"A good book is a quiet friend."',
+    "xxxxxxx",
+    "x x x",
+    "all in small letters and without an end",
+    "ALL IN CAPITALS, AS LOUD AS IT GETS.",
+    "Is it far? No.",
+    "In short: it is a beautiful old house. That is all.",
+    "Das Café öffnet um 8 Uhr – schön, oder? 🙂",  # noqa: RUF001
+    "茶は温かい。飲みます。",
+    "!!!",
+    "{",
+    "Well",
+]
+
+
+def samples(kind: str, count: int = 60) -> list[Constraint]:
+    rng = random.Random(f"samples of {kind}")
+    return [KINDS[kind].sample(rng) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("constraint", "answer", "verdict", "why"), EXAMPLES)
+def test_verdict(constraint: Constraint, answer: str, verdict: bool, why: str) -> None:
+    assert constraint.check(answer) is verdict, why
+
+
+def test_every_kind_has_a_passing_and_a_failing_example() -> None:
+    seen = {(constraint.kind, verdict) for constraint, _, verdict, _ in EXAMPLES}
+    assert seen == {(kind, verdict) for kind in KINDS for verdict in (True, False)}
+    assert len(KINDS) == 17
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mend_passes_and_spoil_fails(kind: str) -> None:
+    mended_some = spoiled_some = False
+    for constraint in samples(kind):
+        for answer in ANSWERS:
+            mended = constraint.mend(answer)
+            if constraint.check(answer):
+                assert mended == answer
+            if mended is None:
+                continue
+            assert constraint.check(mended)
+            mended_some = True
+            spoiled = constraint.spoil(mended)
+            if spoiled is not None:
+                spoiled_some = True
+                assert not constraint.check(spoiled)
+                assert spoiled.strip()
+    assert mended_some and spoiled_some
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explain_is_one_short_sentence(kind: str) -> None:
+    for constraint in samples(kind):
+        for answer in [*ANSWERS, *filter(None, map(constraint.mend, ANSWERS))]:
+            said = constraint.explain(answer)
+            assert said.startswith(("It", "No line")) and said.endswith(".")
+            assert "\n" not in said
+            assert len(said) < 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_mention_the_arguments(kind: str) -> None:
+    for constraint in samples(kind):
+        assert len(set(constraint.phrasings())) >= 3
+        for value in constraint.to_json().values():
+            wanted = value if isinstance(value, list) else [value]
+            for item in wanted:
+                if item is not None and item != kind:
+                    texts = [*constraint.phrasings(), constraint.label()]
+                    assert all(str(item) in text for text in texts)
+        options = constraint.phrasings()
+        assert constraint.describe(len(options) + 1) == options[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_answer_never_passes(kind: str) -> None:
+    for constraint in samples(kind, 5):
+        for empty in ("", "  \n\t"):
+            assert not constraint.check(empty)
+            assert constraint.explain(empty) == "The answer is empty."
+            assert constraint.mend(empty) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_round_trip(kind: str) -> None:
+    for constraint in samples(kind):
+        assert from_json(constraint.to_json()) == constraint
+        assert constraint.to_json()["kind"] == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_do_not_depend_on_anything_but_the_generator(kind: str) -> None:
+    assert samples(kind, 8) == samples(kind, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_and_odd_texts_are_quick(kind: str) -> None:
+    odd = ["." * 20_000 + "x", "a" * 20_000, ",\n " * 8_000, "[" * 20_000, '." ' * 8_000]
+    odd += ["e\u0301 \ud800 \u2028" * 500, "\n" * 20_000 + "x", "'-" * 15_000, "a-" * 15_000]
+    odd += [piece * 4_000 for piece in ("Go now. ", "river ", "- very\n", "Very. ", '{"a":')]
+    constraint = samples(kind, 1)[0]
+    begin = time.process_time()
+    for text in odd:
+        assert "\n" not in constraint.explain(text)
+        constraint.mend(text)
+        constraint.spoil(text)
+    assert time.process_time() - begin < 5
+
+
+def test_evidence_tells_the_verdict() -> None:
+    assert StartsWith("Well").explain("The sun is.") == 'It begins with "The", not "Well".'
+    assert StartsWith("Well").explain("Well it is.") == 'It begins with "Well".'
+    assert EndsWith("The end").explain("So it was.") == 'It ends with "it was.", not "The end".'
+    assert NoCommas().explain("Tea, milk, salt") == 'It has 2 commas, the first after "Tea".'
+    assert NoCommas().explain("Tea and milk") == "It has 0 commas in 3 words."
+    assert KeywordInclude("sun").explain("I see the Sun at dawn.") == (
+        'It says "sun" in "see the Sun at dawn".'
+    )
+    assert KeywordExclude("sun").explain("I see.") == 'It never says "sun".'
+    assert SentenceCount(3).explain("The sun is warm. It shines.") == (
+        'It has 1 "The sun", 2 "It shines": 2 sentences, not 3.'
+    )
+    assert WordCount(None, 3).explain("The sun is warm.") == (
+        'It has 4 words from "The" to "warm", more than 3.'
+    )
+    assert WordCount(3, 5).explain("The sun is warm.") == (
+        'It has 4 words from "The" to "warm", between 3 and 5.'
+    )
+    assert AllLowercase().explain("the Sun") == 'It has capital letters, such as "S" in "Sun".'
+    assert CharSequence("x", 4).explain("xxx") == 'It has 3 of "x", not 4.'
+    assert JsonObject(("a",)).explain("Tea is warm now") == (
+        'It begins with "Tea is warm", not with a JSON brace.'
+    )
+
+
+@pytest.mark.parametrize("kind", ["starts_with", "ends_with"])
+def test_a_failing_edge_is_not_quoted_as_the_phrase(kind: str) -> None:
+    for constraint in samples(kind):
+        phrase = str(constraint.to_json()["phrase"])
+        for answer in (f"{phrase}ly it is {phrase}ly", f"x{phrase} it x{phrase}", phrase.lower()):
+            if not constraint.check(answer):
+                evidence = re.findall(r'"(.*?)"', constraint.explain(answer))[0]
+                assert evidence != phrase
+
+
+def test_mends_are_small() -> None:
+    assert StartsWith("Well").mend("The sun is warm.") == "Well: The sun is warm."
+    assert StartsWith("Well").mend("In short: The sun.") == "Well: The sun."
+    assert EndsWith("The end").mend("It rains.") == "It rains. The end."
+    assert NoCommas().mend("Tea, milk.") == "Tea milk."
+    assert AllLowercase().mend("Tea") == "tea"
+    assert KeywordInclude("river").mend("A. B.") in (
+        "A. One word for it is river. B.",
+        "A. The word river fits it well. B.",
+    )
+    assert KeywordExclude("very").mend("Very warm and very soft.") == "Warm and soft."
+    assert SentenceCount(1).mend("Tea is warm. I like it.") == "Tea is warm."
+    assert SentenceCount(3).mend("Tea is warm.") is None
+    assert WordCount(9, None).mend("Tea is warm.") is None
+    assert WordCount(None, 4).mend("Tea is warm and the milk is cold.") == "Tea is warm."
+    assert BulletCount(2).mend("Walk. Rest.") == "- Walk.\n- Rest."
+    assert BulletCount(2).mend("1. Walk\n2. Rest") == "- Walk\n- Rest"
+    assert ParagraphCount(2).mend("Walk. Rest.") == "Walk.\n\nRest."
+    assert Quoted().mend("Tea.") == '"Tea."'
+    assert JsonObject(("a", "b")).mend("Walk. Rest.") == '{"a": "Walk.", "b": "Rest."}'
+    assert CharSequence("x", 4).mend("XX") == "XXXX"
+    assert CharSequence("x", 4).mend("Tea is next") is None
+
+
+def test_mend_all_restores_what_an_edit_broke() -> None:
+    both = [EndsWith("The end"), KeywordInclude("river"), AllLowercase()]
+    assert conflict(both[0], both[2])
+    rules = [StartsWith("Well"), EndsWith("The end"), SentenceCount(2), NoCommas()]
+    mended = mend_all(rules, "Tea, milk and salt. They are cheap.")
+    assert mended == "Well: Tea milk and salt. The end."
+    rules = [AllUppercase(), KeywordInclude("river")]
+    assert mend_all(rules, "Warm") in (
+        "WARM. ONE WORD FOR IT IS RIVER.",
+        "WARM. THE WORD RIVER FITS IT WELL.",
+    )
+    assert mend_all([SentenceCount(1), KeywordInclude("river")], "Tea is warm.") == (
+        "Tea is warm and one word for it is river."
+    )
+    assert mend_all(rules, "") is None
+    assert mend_all([], "as it is") == "as it is"
+
+
+def test_mend_all_reaches_most_pairs() -> None:
+    rng = random.Random(7)
+    text = "Tea is a really warm drink, and many like it. It is old. Try it, at home."
+    reached = tried = 0
+    while tried < 400:
+        pair = [KINDS[rng.choice(list(KINDS))].sample(rng) for _ in range(2)]
+        if conflict(*pair):
+            continue
+        tried += 1
+        mended = mend_all(pair, text)
+        reached += mended is not None
+        assert mended is None or all(check_all(pair, mended))
+    # The rest asks for more words, sentences or bullets than there are: nothing to mend.
+    assert reached / tried > 0.7
+
+
+def test_critique_lines_agree_with_the_checks() -> None:
+    rng = random.Random(11)
+    for answer in ["", *ANSWERS]:
+        constraints = [KINDS[kind].sample(rng) for kind in KINDS]
+        lines = critique(constraints, answer).split("\n")
+        assert len(lines) == len(constraints)
+        for number, (line, met) in enumerate(
+            zip(lines, check_all(constraints, answer), strict=True), start=1
+        ):
+            assert line.startswith(f"{number}. {constraints[number - 1].label()}: ")
+            assert line.endswith(". Yes" if met else ". No")
+    assert critique([StartsWith("Well")], "The sun.") == (
+        '1. Begins with "Well": It begins with "The", not "Well". No'
+    )
+
+
+CLASHES = [
+    (AllLowercase(), AllUppercase()),
+    (AllLowercase(), StartsWith("Well")),
+    (AllUppercase(), JsonObject(("title",))),
+    (NoCommas(), JsonObject(("a", "b"))),
+    (KeywordExclude("end"), EndsWith("The end")),
+    (KeywordExclude("river"), KeywordInclude("river")),
+    (StartsWith("Well"), StartsWith("Indeed")),
+    (StartsWith("Well"), Quoted()),
+    (EndsWithQuestion(), EndsWith("The end")),
+    (SentenceCount(4), WordCount(None, 8)),
+    (SentenceCount(1), EndsWith("The end")),
+    (CharSequence("x", 3), NoCommas()),
+]
+FRIENDS = [
+    (AllLowercase(), KeywordInclude("river")),
+    (AllLowercase(), JsonObject(("title",))),
+    (NoCommas(), JsonObject(("a",))),
+    (StartsWith("Well"), EndsWith("The end")),
+    (KeywordInclude("river"), KeywordInclude("stone")),
+    (SentenceCount(2), WordCount(None, 20)),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), CLASHES)
+def test_conflict(a: Constraint, b: Constraint) -> None:
+    assert conflict(a, b) and conflict(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), FRIENDS)
+def test_no_conflict(a: Constraint, b: Constraint) -> None:
+    assert not conflict(a, b) and not conflict(b, a)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "start_with", "phrase": "Well"}, "did you mean 'starts_with'"),
+        ({"phrase": "Well"}, "kind is a string, found None"),
+        (["starts_with"], "found list"),
+        ({"kind": "starts_with"}, "field 'phrase' is missing"),
+        ({"kind": "starts_with", "phrse": "Well"}, "did you mean 'phrase'"),
+        ({"kind": "no_commas", "x": 1}, "it has no fields"),
+        ({"kind": "starts_with", "phrase": 3}, "phrase must be a string, found 3"),
+        ({"kind": "starts_with", "phrase": " "}, "phrase needs a word"),
+        ({"kind": "sentence_count", "count": True}, "must be a whole number, found True"),
+        ({"kind": "sentence_count", "count": 0}, "at least 1, found 0"),
+        ({"kind": "word_count", "low": 9, "high": 3}, "low 9 is above high 3"),
+        ({"kind": "word_count", "low": None, "high": None}, "give low or high"),
+        ({"kind": "keyword_include", "word": "two words"}, "one word, found 'two words'"),
+        ({"kind": "json_object", "keys": []}, "keys must not be empty"),
+        ({"kind": "json_object", "keys": ["a", "a"]}, "given twice"),
+        ({"kind": "char_sequence", "letter": "xy", "count": 2}, "one letter, found 'xy'"),
+    ],
+)
+def test_bad_json_is_named(data: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_json(data)
+
+
+def test_values_are_many_distinct_and_can_be_split() -> None:
+    assert len(VALUES.starts) >= 30
+    assert len(VALUES.ends) >= 30
+    assert len(VALUES.keywords) >= 60
+    train, heldout = VALUES.part("train"), VALUES.part("heldout")
+    for name in VALUES.__dataclass_fields__:
+        items = getattr(VALUES, name)
+        assert len(set(items)) == len(items)
+        assert not set(getattr(train, name)) & set(getattr(heldout, name))
+        assert set(getattr(train, name)) | set(getattr(heldout, name)) == set(items)
+    for kind in KINDS.values():
+        kind.sample(random.Random(1), heldout)
+    with pytest.raises(ValueError, match="unknown part"):
+        VALUES.part("test")

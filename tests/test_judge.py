@@ -1,0 +1,247 @@
+"""Votes, the program's word, and what follows from both; each outcome is worked out by hand."""
+
+import asyncio
+import time
+
+import pytest
+
+from spar_lite.constraints import NoCommas, critique
+from spar_lite.engine import Request, Sampling
+from spar_lite.judge import contradicts, judge_answer, majority
+from spar_lite.prompts import judge_messages
+from spar_lite.recipe import Judge
+from spar_lite.records import Cost, Judgement, Prompt, Role, Vote
+from tests.scripted import ScriptedEngine
+
+RULE = NoCommas()
+PASSES, FAILS = "Tea and milk.", "Tea, milk."
+# One thing a program can check, one that it cannot: "as a pirate".
+MIXED = Prompt("p", "Talk of tea as a pirate. Use no commas.", (RULE.to_json(),), complete=False)
+WHOLE = Prompt("p", "Use no commas.", (RULE.to_json(),), complete=True)
+PLAIN = Prompt("p", "Talk as a pirate.")
+
+YES = "1. Has no commas: Yes\n2. A pirate talks: Yes\nFinal Judgement: Yes"
+NO_PIRATE = "1. Has no commas: Yes\n2. A pirate talks: No\nFinal Judgement: No"
+NO_COMMAS = "1. Has no commas: No\n2. A pirate talks: Yes\nFinal Judgement: No"
+LAZY_NO = "Not good enough.\nFinal Judgement: No"
+BLUR = "I cannot say."
+
+
+def judge(
+    prompt: Prompt, answer: str, replies: list[str], mode: str = "llm"
+) -> tuple[Judgement, ScriptedEngine]:
+    """Judge with scripted votes; vote n is the n-th reply, whatever the order of arrival."""
+
+    def reply(role: Role, request: Request) -> str:
+        assert role == "refiner"
+        return replies[int(request.id.removeprefix("p/0/v"))]
+
+    engine = ScriptedEngine(reply, shuffle_seed=1)
+    settings = Judge(mode=mode, votes=len(replies) or 1, max_new_tokens=99)  # type: ignore[arg-type]
+    return asyncio.run(judge_answer(engine, prompt, answer, "p/0", settings)), engine
+
+
+# votes as letters (y, n, ? = unreadable), value, verdict, and why
+MAJORITIES = [
+    ("yyyyy", 1.0, True, "all"),
+    ("nnnnn", 0.0, False, "none"),
+    ("yyynn", 0.6, True, "three of five"),
+    ("nynyn", 0.4, False, "two of five, in any order"),
+    ("ynyn?", 0.5, None, "a tie of the four readable votes"),
+    ("yyn??", 2 / 3, True, "two of three readable"),
+    ("n????", 0.0, False, "one readable vote is enough"),
+    ("?y", 1.0, True, "unreadable is not No"),
+    ("yn", 0.5, None, "a tie"),
+    ("?????", None, None, "nothing readable: no judgement"),
+    ("", None, None, "no votes at all"),
+]
+WORDS = {"y": True, "n": False, "?": None}
+
+
+@pytest.mark.parametrize(("letters", "value", "verdict", "why"), MAJORITIES)
+def test_majority(letters: str, value: float | None, verdict: bool | None, why: str):
+    votes = [Vote("x", WORDS[letter]) for letter in letters]
+    found = majority(votes)
+    assert found[0] == (None if value is None else pytest.approx(value)), why
+    assert found[1] is verdict, why
+
+
+@pytest.mark.parametrize(("letters", "value", "verdict", "why"), MAJORITIES[:-1])
+def test_llm_mode_is_the_majority(letters: str, value: float | None, verdict: bool | None, why: str):
+    replies = {"y": "Good. Final Judgement: Yes", "n": "Bad. Final Judgement: No", "?": BLUR}
+    found, engine = judge(PLAIN, PASSES, [replies[letter] for letter in letters])
+    assert found.value == (None if value is None else pytest.approx(value)), why
+    assert found.verdict is verdict, why
+    assert [vote.verdict for vote in found.votes] == [WORDS[letter] for letter in letters]
+    if verdict is None:
+        assert found.critique is None and found.critique_by is None, "nothing to work from"
+    else:
+        assert found.critique == replies["y" if verdict else "n"] and found.critique_by == "model"
+    assert len(engine.requests) == len(letters)
+
+
+def test_the_critique_is_the_first_vote_that_agrees():
+    replies = [BLUR, "A. Final Judgement: Yes", "B. Final Judgement: No", "C. Final Judgement: No"]
+    found, _ = judge(PLAIN, PASSES, replies)
+    assert (found.verdict, found.critique) == (False, "B. Final Judgement: No")
+
+
+def test_requests_and_cost():
+    found, engine = judge(PLAIN, PASSES, ["Final Judgement: Yes"] * 3)
+    messages = judge_messages(PLAIN.text, PASSES)
+    assert engine.requests == [
+        Request(f"p/0/v{n}", messages, 99, Sampling(0.7, 1.0, 0)) for n in range(3)
+    ]
+    asked = len(messages[0].content.split())
+    # three calls; each reply has three words
+    assert found.cost == Cost(3, 3 * asked, 9)
+    assert found.id == "p/0"
+
+
+def test_thinking_is_no_part_of_a_vote():
+    reply = "<think>Final Judgement: No</think>Fine. Final Judgement: Yes"
+    found, _ = judge(PLAIN, PASSES, [reply, "<think>Final Judgement: No"])
+    assert found.votes == (Vote("Fine. Final Judgement: Yes", True), Vote("", None))
+
+
+def test_llm_mode_notes_the_programs_checks_but_does_not_follow_them():
+    found, _ = judge(WHOLE, FAILS, [YES])
+    assert (found.value, found.verdict, found.checks) == (1.0, True, (False,))
+    assert (found.critique, found.critique_by) == (YES, "model")
+
+
+@pytest.mark.parametrize(("answer", "verdict"), [(PASSES, True), (FAILS, False)])
+@pytest.mark.parametrize("prompt", [WHOLE, MIXED])
+def test_code_mode_asks_no_model(prompt: Prompt, answer: str, verdict: bool):
+    found, engine = judge(prompt, answer, [], "code")
+    word = "Yes" if verdict else "No"
+    assert engine.requests == []
+    assert (found.value, found.verdict, found.checks) == (float(verdict), verdict, (verdict,))
+    assert found.critique == f"{critique([RULE], answer)}\nFinal Judgement: {word}"
+    assert (found.critique_by, found.votes, found.cost) == ("program", (), Cost())
+
+
+def test_code_mode_without_constraints_is_no_judgement():
+    found, engine = judge(PLAIN, PASSES, [], "code")
+    assert found == Judgement("p/0", (), None, None, None, None, (), Cost())
+    assert engine.requests == []
+
+
+SAYS_PASS = "1. Has no commas: It has 0 commas in 3 words. Yes"
+SAYS_FAIL = '1. Has no commas: It has 1 comma, the first after "Tea". No'
+
+# answer, votes, value, verdict, critique, who wrote it, and why
+MIXED_OUTCOMES = [
+    (PASSES, [YES], 1.0, True, YES, "model", "both agree that it passes"),
+    (PASSES, [NO_PIRATE], 0.0, False, NO_PIRATE, "model", "the model fails what it alone can see"),
+    (FAILS, [YES], 0.0, False, f"{SAYS_FAIL}\nFinal Judgement: No", "program", "program fails it"),
+    (FAILS, [NO_COMMAS], 0.0, False, NO_COMMAS, "model", "both agree that it fails"),
+    (FAILS, [LAZY_NO], 0.0, False, LAZY_NO, "model", "a No without claims contradicts nothing"),
+    (
+        FAILS,
+        [NO_PIRATE],
+        0.0,
+        False,
+        f"{SAYS_FAIL}\nFinal Judgement: No",
+        "program",
+        "a No for a wrong reason contradicts the program",
+    ),
+    (
+        PASSES,
+        [NO_COMMAS],
+        0.0,
+        False,
+        f"{SAYS_PASS}\n2. The rest of the instruction: It is not followed. No\nFinal Judgement: No",
+        "program",
+        "the model's No stands, its false claim does not",
+    ),
+    (
+        PASSES,
+        ["1. Has no commas: **No**\nFinal Judgement: Yes"],
+        1.0,
+        True,
+        f"{SAYS_PASS}\nFinal Judgement: Yes",
+        "program",
+        "a Yes with a false claim",
+    ),
+    (FAILS, [YES, NO_COMMAS], 0.0, False, NO_COMMAS, "model", "a fail by the program is no tie"),
+    (PASSES, [YES, NO_COMMAS, YES], 2 / 3, True, YES, "model", "the votes decide the rest"),
+    (PASSES, [NO_COMMAS, NO_PIRATE], 0.0, False, NO_PIRATE, "model", "the first that fits both"),
+    (PASSES, [YES, NO_PIRATE], 0.5, None, None, None, "a tie on the rest is no judgement"),
+    (PASSES, [BLUR], None, None, None, None, "nothing readable on the rest"),
+    (FAILS, [BLUR], 0.0, False, f"{SAYS_FAIL}\nFinal Judgement: No", "program", "program alone"),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "votes", "value", "verdict", "text", "by", "why"), MIXED_OUTCOMES
+)
+def test_hybrid_with_a_part_that_no_program_checks(
+    answer: str,
+    votes: list[str],
+    value: float | None,
+    verdict: bool | None,
+    text: str | None,
+    by: str | None,
+    why: str,
+):
+    found, engine = judge(MIXED, answer, votes, "hybrid")
+    assert found.value == (None if value is None else pytest.approx(value)), why
+    assert found.verdict is verdict, why
+    assert (found.critique, found.critique_by) == (text, by), why
+    assert found.checks == (answer == PASSES,)
+    assert len(engine.requests) == len(votes), "the model is always asked"
+
+
+@pytest.mark.parametrize(
+    ("answer", "vote", "verdict", "by"),
+    [
+        (PASSES, YES, True, "model"),
+        (PASSES, NO_PIRATE, True, "program"),
+        (PASSES, BLUR, True, "program"),
+        (FAILS, YES, False, "program"),
+        (FAILS, NO_COMMAS, False, "model"),
+    ],
+)
+def test_hybrid_where_the_program_sees_all(answer: str, vote: str, verdict: bool, by: str):
+    found, _ = judge(WHOLE, answer, [vote], "hybrid")
+    assert (found.value, found.verdict, found.critique_by) == (float(verdict), verdict, by)
+    assert found.critique is not None
+    assert found.critique.endswith(f"Final Judgement: {'Yes' if verdict else 'No'}")
+
+
+def test_hybrid_without_constraints_is_the_models():
+    found, _ = judge(PLAIN, FAILS, [YES, NO_PIRATE, YES], "hybrid")
+    assert (found.value, found.verdict, found.checks) == (pytest.approx(2 / 3), True, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "checks", "wanted", "why"),
+    [
+        ("1. a: Yes\n2. b: No", (True, False), False, "both right"),
+        ("1. a: Yes\n2. b: Yes", (True, False), True, "the second is wrong"),
+        ("2. b: Yes\n1. a: Yes", (True, False), True, "in any order"),
+        ("1) a: **no**.", (True,), True, "another style"),
+        ("1. a: _No_", (True,), True, "underscores as italics"),
+        ("  1. a: No\r\n", (True,), True, "indented, Windows line end"),
+        ("1. No commas are there: Yes", (True,), False, "the line's last word counts"),
+        ("1. a: Yes, it has none of them", (False,), False, "no word at the end: unreadable"),
+        ("1. a: Notably yes\n", (False,), True, "a whole word"),
+        ("3. c: No", (True, True), False, "a line about something else"),
+        ("11. k: No", (True,), False, "eleven is not one"),
+        ("All is well. Yes", (False,), False, "no number, no claim"),
+        ("", (False, True), False, "nothing said"),
+        ("1. a: No", (), False, "nothing checked"),
+    ],
+)
+def test_contradicts(text: str, checks: tuple[bool, ...], wanted: bool, why: str):
+    assert contradicts(text, checks) is wanted, why
+
+
+@pytest.mark.parametrize(
+    "text", ["\n" * 50_000, "1. " + "no, " * 20_000 + "x", "1. no" + "!" * 50_000 + "x", "1" * 50_000]
+)
+def test_contradicts_takes_linear_time(text: str):
+    begin = time.process_time()
+    contradicts(text, (True,))
+    assert time.process_time() - begin < 1

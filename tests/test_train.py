@@ -1,0 +1,329 @@
+"""Training keeps its promises on the tiny model, in fp32 and in NF4, on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from spar_lite import train
+from spar_lite.engine import Sampling
+from spar_lite.errors import TrainingError
+from spar_lite.model import Policy
+from spar_lite.model.rollout import plain_generate
+from spar_lite.recipe import Dpo, Lora, Training
+from spar_lite.records import Message, PreferencePair, TrainingExample
+from spar_lite.train import LengthSampler, train_actor, train_on_examples
+
+Factory = Callable[..., Policy]
+
+QUANTIZATIONS = ("none", "nf4")
+LN2 = 0.693147
+
+
+def example(prompt: str, completion: str, name: str = "x") -> TrainingExample:
+    return TrainingExample(name, "answer", (Message("user", prompt),), completion)
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> PreferencePair:
+    return PreferencePair(prompt, prompt, (Message("user", prompt),), chosen, rejected)
+
+
+EXAMPLES = [example(f"Count {n}", f"It is {n}." * (1 + n % 3), str(n)) for n in range(8)]
+PAIRS = [pair(f"Say {n}", f"yes {n}" * (1 + n % 3), f"NO {n}") for n in range(8)]
+SFT = Training(lr=1e-2, batch_size=4, micro_batch=2, max_length=256, gradient_checkpointing=False)
+DPO = Dpo(lr=1e-2, batch_size=4, micro_batch=2, max_length=256, gradient_checkpointing=False)
+
+
+def logits(policy: Policy, text: str = "Say 1") -> torch.Tensor:
+    ids = torch.tensor([policy.encode((Message("user", text),))])
+    with torch.no_grad():
+        return policy.inner(input_ids=ids).logits
+
+
+def mean_nll(policy: Policy, examples: Sequence[TrainingExample]) -> float:
+    """Sum of -log p over the completions' tokens (their end tokens too) / their number, by hand."""
+    total, count = 0.0, 0
+    for row in examples:
+        prompt = policy.encode(row.prompt)
+        reply = [*policy.tokenizer.encode(row.completion), policy.tokenizer.eos_token_id]
+        with torch.no_grad():
+            scores = policy.inner(input_ids=torch.tensor([prompt + reply])).logits[0]
+        for place, token in enumerate(reply, start=len(prompt) - 1):
+            total -= float(torch.log_softmax(scores[place], -1)[token])
+            count += 1
+    return total / count
+
+
+def assert_ready(policy: Policy) -> None:
+    """Nothing that training did is left, except in the trained weights."""
+    assert not any(p.requires_grad for p in policy.model.parameters())
+    assert not any(module.training for module in policy.model.modules())
+    assert not policy.inner.is_activation_checkpointing
+    assert list(policy.model.peft_config) == ["default", "refiner"]
+    assert "forward" not in policy.inner.__dict__
+    assert all(t.dtype == torch.float32 for r in ("actor", "refiner") for t in _all(policy, r))
+    prompt = policy.encode((Message("user", "Say 1"),))
+    assert len(plain_generate(policy, [prompt], 4, Sampling())[0]) <= 4
+
+
+def _all(policy: Policy, role: str) -> list[torch.Tensor]:
+    return list(policy.weights(role).values())
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("nll_weight", [0.1, 0.0])
+def test_step0_of_dpo_has_rewards_0_and_term_ln2(
+    tiny_policy: Factory, quantization: str, nll_weight: float
+) -> None:
+    policy = tiny_policy(quantization=quantization)
+    refiner = policy.fingerprint("refiner")
+    settings = DPO.model_copy(update={"nll_weight": nll_weight})
+    first = train_actor(policy, PAIRS, settings, seed=1)
+    started = policy.fingerprint("actor")
+    # Iteration 2: the actor is no longer the base, and is its own reference all the same.
+    second = train_actor(policy, PAIRS, settings, seed=2)
+    for report in (first, second):
+        assert report.metrics["reward_chosen_step0"] == 0.0
+        assert report.metrics["reward_rejected_step0"] == 0.0
+        assert report.metrics["dpo_term_step0"] == pytest.approx(LN2, abs=1e-6)
+        assert (report.examples, report.dropped, report.steps) == (8, 0, 2)
+    if not nll_weight:
+        assert first.loss_first == pytest.approx(LN2, abs=1e-5)  # nothing but the DPO term
+    assert first.metrics["rewards/margins_last"] > 0
+    assert policy.fingerprint("actor") != started
+    assert policy.fingerprint("refiner") == refiner
+    assert_ready(policy)
+
+
+def test_the_reference_of_a_second_run_is_the_actor_not_the_base(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
+    away = (logits(policy) - logits_of_base(policy)).abs().max()
+    assert float(away) > 0.1  # against the base as reference, rewards would not be 0 …
+    report = train_actor(policy, PAIRS, DPO, seed=0)
+    assert report.metrics["reward_chosen_step0"] == 0.0  # … and they are
+
+
+def logits_of_base(policy: Policy) -> torch.Tensor:
+    policy.switch("base")
+    found = logits(policy)
+    policy.switch("actor")
+    return found
+
+
+def test_a_wrong_reference_is_an_error(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy()
+    train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
+    whole = train._Run._keep_float32
+
+    def spoil(run: train._Run, before: dict[str, torch.Tensor]) -> None:
+        whole(run, before)
+        for name, parameter in run.policy.model.named_parameters():
+            if ".ref." in name:
+                parameter.data.zero_()
+
+    monkeypatch.setattr(train._Run, "_keep_float32", spoil)
+    with pytest.raises(TrainingError, match=r"ln 2.*reference is not the actor"):
+        train_actor(policy, PAIRS, DPO, seed=0)
+    assert_ready(policy)
+
+
+def test_nll_of_dpo_is_the_chosen_answers_mean_nll(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    pairs = PAIRS[:2]
+    chosen = [TrainingExample(p.id, "answer", p.prompt, p.chosen) for p in pairs]
+    wanted = mean_nll(policy, chosen)
+    settings = DPO.model_copy(update={"batch_size": 2})
+    report = train_actor(policy, pairs, settings, seed=0)
+    assert report.metrics["nll_first"] == pytest.approx(wanted, rel=1e-4)
+    assert report.loss_first == pytest.approx(LN2 + 0.1 * wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_sft_loss_falls_on_the_completion_alone(tiny_policy: Factory, quantization: str) -> None:
+    policy = tiny_policy(quantization=quantization)
+    actor, refiner = policy.fingerprint("actor"), policy.fingerprint("refiner")
+    settings = SFT.model_copy(update={"batch_size": 8, "micro_batch": 4})
+    policy.switch("refiner")
+    wanted = mean_nll(policy, EXAMPLES)
+    report = train_on_examples(policy, "refiner", EXAMPLES, settings, seed=3)
+    assert report.loss_first == pytest.approx(wanted, rel=1e-4)
+    assert policy.role == "refiner"
+    assert policy.fingerprint("actor") == actor
+    assert policy.fingerprint("refiner") != refiner
+    assert_ready(policy)
+
+
+def test_completions_of_several_micro_batches_weigh_by_token(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    policy.switch("actor")
+    wanted = mean_nll(policy, EXAMPLES)
+    settings = SFT.model_copy(update={"batch_size": 8, "micro_batch": 2})
+    report = train_on_examples(policy, "actor", EXAMPLES, settings, seed=3)
+    assert report.loss_first == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_small_learning_rate_still_moves_nf4_weights(tiny_policy: Factory) -> None:
+    """At 1e-5 bf16 could not hold most updates of lora_A: 8 bits of mantissa near 0.1 step 5e-4."""
+    policy = tiny_policy(quantization="nf4")
+    train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
+    before = {name: t.clone() for name, t in policy.weights("actor").items()}
+    train_actor(policy, PAIRS, DPO.model_copy(update={"lr": 1e-5}), seed=0)
+    moved = [float((t != before[n]).float().mean()) for n, t in policy.weights("actor").items()]
+    assert min(moved) > 0.95
+
+
+def test_too_long_examples_are_dropped_and_counted(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    short, long = example("a", "b"), example("a", "b" * 300)
+    report = train_on_examples(policy, "actor", [short, long, short], SFT, seed=0)
+    assert (report.examples, report.dropped, report.steps) == (2, 1, 1)
+    assert report.tokens == 2 * (len(policy.encode(short.prompt)) + 2)  # "b" and the end token
+    pairs = [PAIRS[0], pair("a", "b", "c" * 300), pair("a", "b" * 300, "c")]
+    assert train_actor(policy, pairs, DPO, seed=0).dropped == 2
+
+
+@pytest.mark.parametrize(("rows", "found"), [([], "none at all"), ([example("a", "b" * 999)], "1")])
+def test_nothing_to_train_on_is_an_error(
+    tiny_policy: Factory, rows: list[TrainingExample], found: str
+) -> None:
+    with pytest.raises(TrainingError, match=found):
+        train_on_examples(tiny_policy(), "actor", rows, SFT, seed=0)
+
+
+def test_a_training_that_changes_nothing_is_an_error(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    before = {name: t.clone() for name, t in policy.weights("actor").items()}
+
+    def undo(*_: int) -> None:
+        for name, tensor in policy.weights("actor").items():
+            tensor.copy_(before[name])
+
+    with pytest.raises(TrainingError, match="wanted the actor's adapter to change"):
+        train_actor(policy, PAIRS, DPO, 0, undo)
+
+
+def test_a_training_that_touches_the_other_adapter_is_an_error(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+
+    def touch(*_: int) -> None:
+        _all(policy, "refiner")[0].add_(1.0)
+
+    with pytest.raises(TrainingError, match="wanted the refiner's adapter to stay"):
+        train_actor(policy, PAIRS, DPO, 0, touch)
+
+
+def test_the_base_cannot_be_trained(tiny_policy: Factory) -> None:
+    with pytest.raises(TrainingError, match="found base"):
+        train_on_examples(tiny_policy(), "base", EXAMPLES, SFT, seed=0)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_same_seed_same_bytes(tiny_policy: Factory, quantization: str) -> None:
+    prints = []
+    for seed in (5, 5, 6):
+        policy = tiny_policy(quantization=quantization, lora=Lora(r=4, alpha=8, dropout=0.1))
+        torch.rand(seed)  # whatever ran before does not matter
+        train_on_examples(policy, "refiner", EXAMPLES, SFT, seed)
+        train_actor(policy, PAIRS, DPO, seed)
+        prints.append((policy.fingerprint("refiner"), policy.fingerprint("actor")))
+    assert prints[0] == prints[1]
+    assert prints[0][0] != prints[2][0]
+    assert prints[0][1] != prints[2][1]
+
+
+def test_memorisation(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    rows = [example("Name a bird.", "An owl."), example("Name a fish.", "A carp.")]
+    settings = Training(
+        lr=3e-2, epochs=40, batch_size=2, micro_batch=2, max_length=128, warmup_ratio=0.1,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    report = train_on_examples(policy, "actor", rows, settings, seed=0)
+    assert report.loss_last < 0.1 < report.loss_first
+    prompt = policy.encode(rows[0].prompt)
+    reply = plain_generate(policy, [prompt], 12, Sampling())[0]
+    assert policy.decode(reply) == "An owl."
+
+
+def test_gradient_checkpointing_gives_the_same_weights_and_is_off_afterwards(
+    tiny_policy: Factory,
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        policy = tiny_policy()
+        settings = DPO.model_copy(update={"gradient_checkpointing": checkpointing})
+        train_actor(policy, PAIRS, settings, seed=0)
+        found.append(torch.cat([t.flatten() for t in _all(policy, "actor")]))
+        assert_ready(policy)
+        assert not any(module._forward_hooks for module in policy.model.modules())
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_dpo_leaves_dropout_as_it_was(tiny_policy: Factory) -> None:
+    """TRL sets every rate to 0 for good: the refiner's training would lose its dropout."""
+    policy = tiny_policy(lora=Lora(r=4, alpha=8, dropout=0.25))
+    train_actor(policy, PAIRS, DPO, seed=0)
+    rates = {m.p for m in policy.model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.25}
+
+
+def test_no_file_no_print_no_message(
+    tiny_policy: Factory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    policy = tiny_policy()
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    steps: list[tuple[int, int, int]] = []
+    train_actor(policy, PAIRS, DPO, 0, lambda *step: steps.append(step))
+    train_on_examples(policy, "refiner", EXAMPLES, SFT, 0)
+    assert [step[:2] for step in steps] == [(1, 2), (2, 2)]
+    assert 0 < steps[0][2] < steps[1][2]
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_prompts_are_the_ones_that_generation_sends(tiny_policy: Factory) -> None:
+    """A template that opens its own turn with words it later drops (thinking models do)."""
+    policy = tiny_policy()
+    chat = (Message("user", "Hi"),)
+    end = policy.tokenizer.eos_token_id
+    plain = train._tokenize(policy, chat, "Yo")
+    assert plain == (policy.encode(chat), [*policy.tokenizer.encode("Yo"), end])
+    template = policy.tokenizer.chat_template
+    policy.tokenizer.chat_template = template.replace("assistant\n{%", "assistant\n<think>{%")
+    prompt, completion = train._tokenize(policy, chat, "Yo")
+    assert prompt == policy.encode(chat) != plain[0]
+    assert completion == plain[1]
+
+
+def test_length_sampler_groups_like_lengths_and_loses_none() -> None:
+    lengths = [(n * 37) % 101 for n in range(50)]
+    sampler = LengthSampler(lengths, batch=8, seed=0)
+    epochs = [list(sampler) for _ in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(50))] * 2
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == list(LengthSampler(lengths, batch=8, seed=0))
+    padding = [_padding(lengths, order, 8) for order in (epochs[0], list(range(50)))]
+    assert padding[0] < padding[1] / 3
+
+
+def _padding(lengths: list[int], order: list[int], batch: int) -> int:
+    rows = [[lengths[i] for i in order[n : n + batch]] for n in range(0, len(order), batch)]
+    return sum(len(row) * max(row) - sum(row) for row in rows)
+
+
+def test_ln2_by_hand() -> None:
+    assert train._dpo_term({"rewards/margins": 0.0}) == pytest.approx(LN2, abs=1e-6)
+    # -log sigmoid(1) = log(1 + 1/e) = log 1.367879 = 0.313262
+    assert train._dpo_term({"rewards/margins": 1.0}) == pytest.approx(0.313262, abs=1e-6)
+    assert math.log(2) == pytest.approx(LN2, abs=1e-6)
