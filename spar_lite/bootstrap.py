@@ -35,20 +35,19 @@ def lessons(
 ) -> list[TrainingExample]:
     """Write the warm-up rows for a model's own answers.
 
-    Each prompt whose answer can be broken or mended gives one answer row, one refinement row and
-    one judgement row, Yes and No in turn (so they are balanced whatever the model answers).
+    Each prompt whose answer can be broken or mended gives three rows: the good answer; its
+    judgement, a Yes; and a chat that judges the bad answer, a No, and refines it, the loss falling
+    on both replies. So Yes and No are balanced whatever the model answers.
     """
     by_prompt = {response.prompt_id: response for response in answers}
     rows: list[TrainingExample] = []
-    wanted = True
     for prompt in prompts:
         response = by_prompt.get(prompt.id)
         known = [constraints.from_json(data) for data in prompt.constraints]
         pair = good_and_bad(known, whole_sentences(response.text), seed) if response else None
         if pair is None:
             continue
-        rows += _rows(prompt, known, *pair, wanted)
-        wanted = not wanted
+        rows += _rows(prompt, known, *pair)
     return rows
 
 
@@ -82,19 +81,17 @@ def reflection(known: Sequence[Constraint], text: str) -> str:
 
 
 def _rows(
-    prompt: Prompt, known: Sequence[Constraint], good: str, bad: str, verdict: bool
+    prompt: Prompt, known: Sequence[Constraint], good: str, bad: str
 ) -> list[TrainingExample]:
-    judged = good if verdict else bad
-    critique = judge_reply(constraints.critique(known, judged), verdict)
+    passed = judge_reply(constraints.critique(known, good), True)
     failed = judge_reply(constraints.critique(known, bad), False)
     mended = refine_reply(reflection(known, bad), good)
-    ask = prompt.text
+    chat = refine_messages(prompt.text, bad, failed)
+    judged = judge_messages(prompt.text, good)
     return [
-        TrainingExample(f"{prompt.id}/answer", "answer", answer_messages(ask), good),
-        TrainingExample(f"{prompt.id}/judge", "judgement", judge_messages(ask, judged), critique),
-        TrainingExample(
-            f"{prompt.id}/refine", "refinement", refine_messages(ask, bad, failed), mended
-        ),
+        TrainingExample(f"{prompt.id}/answer", "answer", answer_messages(prompt.text), good),
+        TrainingExample(f"{prompt.id}/judge", "judgement", judged, passed),
+        TrainingExample(f"{prompt.id}/refine", "refinement", chat, mended, every_reply=True),
     ]
 
 

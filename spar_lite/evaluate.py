@@ -64,21 +64,22 @@ async def answer_heldout(engine: Engine, prompt: Prompt, settings: Evaluate) -> 
 
 
 async def review_heldout(
-    engine: Engine, prompt: Prompt, response: Response, settings: Evaluate
+    engine: Engine, prompt: Prompt, response: Response, settings: Evaluate, review: bool = True
 ) -> HeldoutResult:
-    """The refiner's greedy judgement and, where the program sees a fail, its refinement.
+    """The program's word on an answer and, with ``review``, the refiner's.
 
-    The refinement starts from the program's critique, so that it measures mending alone.
+    The refiner judges greedily and, where the program sees a fail, refines from the program's
+    critique, so that the second figure measures mending alone.
     """
     known = [constraints.from_json(data) for data in prompt.constraints]
-    greedy = Decoding(temperature=0.0, max_new_tokens=settings.reply_tokens)
     checks = constraints.check_all(known, response.text)
-    judged = await complete(
-        engine, "refiner", f"{prompt.id}/judge", judge_messages(prompt.text, response.text), greedy
-    )
-    cost = response.cost + judged.cost
-    reply, refined = None, None
-    if not all(checks):
+    vote, reply, refined, cost = None, None, None, response.cost
+    greedy = Decoding(temperature=0.0, max_new_tokens=settings.reply_tokens)
+    if review:
+        messages = judge_messages(prompt.text, response.text)
+        done = await complete(engine, "refiner", f"{prompt.id}/judge", messages, greedy)
+        vote, cost = read_vote(done.text), cost + done.cost
+    if review and not all(checks):
         critique = judge_reply(constraints.critique(known, response.text), False)
         messages = refine_messages(prompt.text, response.text, critique)
         done = await complete(engine, "refiner", f"{prompt.id}/refine", messages, greedy)
@@ -86,16 +87,16 @@ async def review_heldout(
         reply = strip_thinking(done.text)
         refined = parse_refinement(reply)
     return HeldoutResult(
-        prompt.id,
-        response.text,
-        response.finished,
-        checks,
-        read_vote(judged.text),
-        not all(checks),
-        reply,
-        refined,
-        constraints.check_all(known, refined) if refined is not None else (),
-        cost,
+        id=prompt.id,
+        answer=response.text,
+        finished=response.finished,
+        checks=checks,
+        vote=vote,
+        asked_to_refine=reply is not None,
+        refine_reply=reply,
+        refined=refined,
+        refined_checks=constraints.check_all(known, refined) if refined is not None else (),
+        cost=cost,
     )
 
 

@@ -92,7 +92,7 @@ def refiner_examples(
     for (kind, verdict), cap in caps.items():
         source = nodes if kind == "tree critique" else answers
         found = [
-            TrainingExample(j.id, kind, judge_messages(p.text, text), j.critique)
+            TrainingExample(f"{j.id}/{kind}", kind, judge_messages(p.text, text), j.critique)
             for p, text, j in source
             if j.verdict is verdict and j.critique and contested(j)
         ]
@@ -114,7 +114,7 @@ def _refinement(prompt: Prompt, tree: Tree) -> TrainingExample:
     assert parent.text is not None and parent.judgement and parent.judgement.critique
     assert node.reply is not None
     messages = refine_messages(prompt.text, parent.text, parent.judgement.critique)
-    return TrainingExample(f"{tree.id}/{node.path}", "refinement", messages, node.reply)
+    return TrainingExample(f"{tree.id}/{node.path}/refinement", "refinement", messages, node.reply)
 
 
 def _draw(

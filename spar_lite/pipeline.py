@@ -432,7 +432,13 @@ def _heldout_review(run: Run, folder: str, iteration: int | None) -> Summary:
     answers = by_id(_file(run, folder, "heldout_answers", Response).load())
     settings = run.recipe.evaluate
     items = [
-        (p.id, lambda p=p: review_heldout(run.engine, p, answers[p.id], settings)) for p in prompts
+        (
+            p.id,
+            lambda p=p, review=n < settings.review: review_heldout(
+                run.engine, p, answers[p.id], settings, review
+            ),
+        )
+        for n, p in enumerate(prompts)
     ]
     file = _file(run, folder, "heldout", HeldoutResult)
     results = run.collect(f"{folder}/heldout", file, items, "answers")

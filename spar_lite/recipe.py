@@ -220,6 +220,9 @@ class Evaluate(Section):
     """Before/after score on held-out builtin prompts, greedy decoding."""
 
     prompts: Natural = Field(200, description="held-out prompts; 0 skips the evaluation")
+    review: Natural = Field(
+        100, description="of these, how many answers the refiner also judges and mends"
+    )
     max_new_tokens: Count = Field(256, description="longest answer, in tokens")
     reply_tokens: Count = Field(512, description="longest judgement or refinement, in tokens")
 

@@ -158,6 +158,9 @@ class PreferencePair:
 class TrainingExample:
     """SFT data in prompt/completion form: the loss falls on ``completion`` alone.
 
+    ``every_reply``: it falls on the assistant turns inside ``prompt`` as well, so that one chat
+    teaches its critique and its refinement for the price of one.
+
     ``kind`` is one of "answer", "judgement", "refinement" (warm-up) or "refinement",
     "tree critique", "answer critique" (rejection sampling).
     """
@@ -166,6 +169,7 @@ class TrainingExample:
     kind: str
     prompt: tuple[Message, ...]
     completion: str
+    every_reply: bool = False
 
 
 T = TypeVar("T")

@@ -140,7 +140,7 @@ def _add_line(path: Path, line: str) -> None:
 
 
 def _mend_tail(file: BinaryIO) -> None:
-    """Leave the file at a line's end: a last line without one is ended if whole, dropped if torn."""
+    """Leave the file at a line's end: a whole last line is ended, a torn one dropped."""
     end = file.seek(0, os.SEEK_END)
     file.seek(max(end - 1, 0))
     if file.read(1) in (b"", b"\n"):

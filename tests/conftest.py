@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from spar_lite.model import Policy
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the markers used here."""
-    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip GPU tests where there is no GPU; torch is asked only if there are such tests."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -1,4 +1,4 @@
-"""A scripted engine: replies come from a function, so that the method can be tested without a model.
+"""A scripted engine: replies come from a function, so that tests need no model.
 
 It promises what `spar_lite.engine.Engine` promises, is as asynchronous as a real one, and is
 stricter: a stage that mixes roles in flight fails loudly. It knows nothing of prompts or parsers.
@@ -14,7 +14,7 @@ from spar_lite.engine import Completion, Request
 from spar_lite.records import Role
 
 Reply = Callable[[Role, Request], str | Completion]
-MOST_TURNS = 8
+MOST_TURNS = 4
 
 
 class ScriptedEngine:

@@ -67,7 +67,9 @@ def test_majority(letters: str, value: float | None, verdict: bool | None, why: 
 
 
 @pytest.mark.parametrize(("letters", "value", "verdict", "why"), MAJORITIES[:-1])
-def test_llm_mode_is_the_majority(letters: str, value: float | None, verdict: bool | None, why: str):
+def test_llm_mode_is_the_majority(
+    letters: str, value: float | None, verdict: bool | None, why: str
+):
     replies = {"y": "Good. Final Judgement: Yes", "n": "Bad. Final Judgement: No", "?": BLUR}
     found, engine = judge(PLAIN, PASSES, [replies[letter] for letter in letters])
     assert found.value == (None if value is None else pytest.approx(value)), why
@@ -239,7 +241,8 @@ def test_contradicts(text: str, checks: tuple[bool, ...], wanted: bool, why: str
 
 
 @pytest.mark.parametrize(
-    "text", ["\n" * 50_000, "1. " + "no, " * 20_000 + "x", "1. no" + "!" * 50_000 + "x", "1" * 50_000]
+    "text",
+    ["\n" * 50_000, "1. " + "no, " * 20_000 + "x", "1. no" + "!" * 50_000 + "x", "1" * 50_000],
 )
 def test_contradicts_takes_linear_time(text: str):
     begin = time.process_time()

@@ -250,6 +250,24 @@ def test_a_wheel_is_converted_once(
     assert len(list(Path(first).parent.iterdir())) == 1
 
 
+def test_a_gguf_in_a_wheel_becomes_a_model_that_loads(
+    fake_wheel: Callable[[bytes, str], list[str]], tiny_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    from tiny import make_tiny_gguf
+
+    make_tiny_gguf(tiny_folder, tmp_path / "tiny.gguf")
+    content = (tmp_path / "tiny.gguf").read_bytes()
+    fake_wheel(content, hashlib.sha256(content).hexdigest())
+    small = Lora(r=4, alpha=8)
+    found = Policy.load(Model(id="pypi:fake==1", device="cpu", lora=small), 0)
+    wanted = Policy.load(Model(id=str(tiny_folder), device="cpu", lora=small), 0)
+    chat = (Message("user", "Name a bird, please."),)
+    assert found.encode(chat) == wanted.encode(chat)
+    assert found.eos == wanted.eos
+    assert torch.allclose(logits(found.inner, found), logits(wanted.inner, wanted), atol=1e-4)
+
+
 def test_a_wheel_without_the_file_is_refused(
     fake_wheel: Callable[[bytes, str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +315,9 @@ def run(decoder: Decoder, sequences: Sequence[Sequence_]) -> list[Sequence_]:
     return finished
 
 
-def assert_same_greedy(policy: Policy, prompts: Sequence[list[int]], found: list[list[int]]) -> None:
+def assert_same_greedy(
+    policy: Policy, prompts: Sequence[list[int]], found: list[list[int]]
+) -> None:
     """Token for token against ``generate``, one prompt at a time."""
     for n, (prompt, reply) in enumerate(zip(prompts, found, strict=True)):
         limit = 5 + n % 13
@@ -442,7 +462,11 @@ def test_the_largest_random_number_stays_in_the_nucleus() -> None:
 
 
 def complete(
-    policy: Policy, role: Role, requests: Sequence[Request], path: str = "continuous", slots: int = 4
+    policy: Policy,
+    role: Role,
+    requests: Sequence[Request],
+    path: str = "continuous",
+    slots: int = 4,
 ) -> list[Completion]:
     engine = RolloutEngine(policy, EngineSettings(path=path, batch=slots), seed=3)
     return asyncio.run(engine.generate(role, requests))
@@ -470,7 +494,8 @@ def test_a_draw_depends_on_its_request_alone(full: Policy) -> None:
 def test_temperature_0_is_greedy_beside_sampling_neighbours(full: Policy) -> None:
     greedy = requests_for(full, GREEDY)
     hot = [
-        Request(f"hot{n}", r.messages, r.max_new_tokens, Sampling(1.5)) for n, r in enumerate(greedy)
+        Request(f"hot{n}", r.messages, r.max_new_tokens, Sampling(1.5))
+        for n, r in enumerate(greedy)
     ]
     mixed = [request for two in zip(greedy, hot, strict=True) for request in two]
     assert complete(full, "actor", mixed)[::2] == complete(full, "actor", greedy)

@@ -168,10 +168,7 @@ def many(count: int) -> tuple[list[Tree], list[Response], dict[str, Judgement]]:
     for n in range(count):
         nodes.append(node(str(2 * n), f"good {n}", True, Y, Y, N))
         nodes.append(node(str(2 * n + 1), f"poor {n}", False, N, N, Y))
-    trees = [
-        dataclasses.replace(tree(id, nodes, "0"), nodes=(*nodes[:1], *nodes[1:]))
-        for id in ("a", "b", "c")
-    ]
+    trees = [tree(id, nodes, "0") for id in ("a", "b", "c")]
     answers = [response(f"d/{n}") for n in range(2 * count)]
     verdicts = {r.id: n % 2 == 0 for n, r in enumerate(answers)}
     judgements = {id: judged(id, verdict, Y, N) for id, verdict in verdicts.items()}
@@ -187,7 +184,7 @@ def sizes(found: list[TrainingExample]) -> list[int]:
         [e for e in found if e.kind == "answer critique" and int(e.completion[-1]) % 2 == 0],
         [e for e in found if e.kind == "answer critique" and int(e.completion[-1]) % 2 == 1],
     ]
-    assert sum(groups, []) == found, "in the order of the groups"
+    assert [e for group in groups for e in group] == found, "in the order of the groups"
     return [len(group) for group in groups]
 
 
@@ -227,4 +224,4 @@ def test_ids_are_unique_and_come_from_coordinates():
         [tree("a", [root, child], "0")], [response("a/0", "bad")], {"a/0": judged("a/0", False, Y)}
     )
     assert [e.kind for e in found] == ["refinement", "tree critique", "answer critique"]
-    assert len({e.id for e in found}) == 3
+    assert [e.id for e in found] == ["a/0/refinement", "a/0/tree critique", "a/0/answer critique"]

@@ -158,7 +158,9 @@ def test_refinement(reply: str, answer: str | None, why: str):
     assert parse_refinement(reply) == answer, why
 
 
-@pytest.mark.parametrize("answer", ["Tea.", "a\n\nb", "{curly}", "% \\1 \\g<0>", "Final Judgement: No"])
+@pytest.mark.parametrize(
+    "answer", ["Tea.", "a\n\nb", "{curly}", "% \\1 \\g<0>", "Final Judgement: No"]
+)
 def test_refine_reply_is_read_back(answer: str):
     assert parse_refinement(refine_reply("Keep it.", answer)) == answer
 
@@ -201,7 +203,8 @@ def test_only_the_template_opens_and_closes_its_tags(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Tea, milk.", "a < b > c", "[[1, 2]]", "the final answer", "<p>x</p>", "\u8336\r\n"]
+    "text",
+    ["", "Tea, milk.", "a < b > c", "[[1, 2]]", "the final answer", "<p>x</p>", "\u8336\r\n"],
 )
 def test_harmless_text_is_left_alone(text: str):
     assert neutralise(text) == text

@@ -232,7 +232,7 @@ def test_an_unreadable_file(tmp_path: Path, text: str, says: str):
 
 
 def test_a_missing_file_a_folder_and_bytes(tmp_path: Path):
-    with pytest.raises(RecipeError, match="no such recipe. Ready ones are in recipes/"):
+    with pytest.raises(RecipeError, match=r"no such recipe\. Ready ones are in recipes/"):
         load_recipe(tmp_path / "no.yaml")
     with pytest.raises(RecipeError, match="cannot be read as text"):
         load_recipe(tmp_path)
@@ -246,7 +246,11 @@ def test_a_missing_file_a_folder_and_bytes(tmp_path: Path):
     [
         [],
         [override for override, *_ in OVERRIDES],
-        ["dpo.lr=0.0000002", "search.gate=0.3333333333333333", "prompts.source='a \u8336: #.jsonl'"],
+        [
+            "dpo.lr=0.0000002",
+            "search.gate=0.3333333333333333",
+            "prompts.source='a \u8336: #.jsonl'",
+        ],
         ["model.id='007'", "prompts.source='null'", "bootstrap.source='yes'"],
     ],
 )

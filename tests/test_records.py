@@ -94,7 +94,9 @@ def test_costs_add_up():
     assert sum([Cost(1, 1, 1)] * 3, Cost()) == Cost(3, 3, 3)
 
 
-@pytest.mark.parametrize(("path", "depth"), [("", 0), ("0", 1), ("12", 1), ("0.2", 2), ("1.0.2", 3)])
+@pytest.mark.parametrize(
+    ("path", "depth"), [("", 0), ("0", 1), ("12", 1), ("0.2", 2), ("1.0.2", 3)]
+)
 def test_depth_counts_refinements(path: str, depth: int):
     assert Node(path, "x", None, (), None).depth == depth
 

@@ -237,8 +237,8 @@ def _load_base(where: str, settings: Model, device: torch.device, quantized: boo
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(_cannot_load(settings.id, "model", error)) from None
-    # Decoding is the recipe's affair: what a model ships (Qwen a repetition penalty) would leak into
-    # plain ``generate`` and make it differ from the fast path. The special tokens stay.
+    # Decoding is the recipe's affair: what a model ships (Qwen a repetition penalty) would leak
+    # into plain ``generate`` and make it differ from the fast path. The special tokens stay.
     shipped = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=shipped.bos_token_id,

@@ -1,0 +1,231 @@
+"""The whole loop over a scripted engine and a tiny model: resume, kills, changed recipes.
+
+The scripted model answers, judges and mends by rule, so that what each stage must hold is known.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import ScriptedEngine
+
+from spar_lite import pipeline
+from spar_lite.engine import Request
+from spar_lite.errors import StoreError
+from spar_lite.prompts import REFINE
+from spar_lite.recipe import Recipe, parse_recipe
+from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
+from spar_lite.run import Run
+from spar_lite.store import StageFile
+
+
+class Silence:
+    """A screen that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, items: int) -> None: ...
+
+    def tokens(self, count: int) -> None: ...
+
+    def end(self, note: str) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def recipe(model: Path, **changes: Any) -> Recipe:
+    small = {"batch_size": 4, "micro_batch": 4, "gradient_checkpointing": False}
+    data: dict[str, Any] = {
+        "iterations": 2,
+        "model": {"id": str(model), "lora": {"r": 4, "alpha": 8}, "device": "cpu"},
+        "prompts": {"count": 6, "kinds": ("no_commas", "starts_with"), "per_prompt": (1, 2)},
+        "bootstrap": {"prompts": 6, "max_new_tokens": 16, **small},
+        "sample": {"k": 2, "max_new_tokens": 16},
+        "judge": {"mode": "hybrid", "votes": 3, "max_new_tokens": 16},
+        "search": {"branch": 2, "keep": 1, "depth": 2, "max_new_tokens": 16},
+        "dpo": {**small, "lr": 1e-3},
+        "rft": {**small, "epochs": 1, "lr": 1e-3},
+        "evaluate": {"prompts": 4, "review": 2, "max_new_tokens": 16, "reply_tokens": 16},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        data[section] = {**data[section], name: value} if name else value
+    return parse_recipe(data)
+
+
+def rule(role: Role, request: Request) -> str:
+    """Answers hold a comma; judges are split; the second refinement of a node is right."""
+    last = request.messages[-1].content
+    coin = stable_seed("rule", request.id)
+    if last == REFINE:
+        ask = request.messages[0].content
+        phrase = re.search(r'"([A-Z][^"]*)"', ask.partition("<instruction>")[2])
+        good = f"{phrase.group(1) if phrase else 'Fine'} it is good indeed."
+        body = good if coin % 2 else "still, wrong"
+        return f"To change: it.\n[[start]] {body} [[end]]" if coin % 5 else "no idea"
+    if "<answer>" in last:
+        return f"1. It: so. {'Yes' if coin % 2 else 'No'}\nFinal Judgement: " + (
+            "Yes" if coin % 2 else "No"
+        )
+    return "Well, that is a plain answer."
+
+
+def scripted(seed: int) -> Any:
+    return lambda run: ScriptedEngine(rule, shuffle_seed=seed)
+
+
+def start(folder: Path, settings: Recipe, seed: int = 1) -> Run:
+    return Run(settings, folder, Silence(), make_engine=scripted(seed))
+
+
+def records_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of every record file (not ledger, markers or adapters)."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*.jsonl"))
+        if path.name != "ledger.jsonl"
+    }
+
+
+def adapters_of(folder: Path) -> dict[str, bytes]:
+    found = sorted(folder.rglob("adapter_model.safetensors"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    pipeline.execute(start(folder, recipe(tiny_folder)))
+    return folder
+
+
+def test_a_run_makes_trees_pairs_examples_and_adapters(finished: Path) -> None:
+    trees = StageFile(finished / "iteration-1", "trees", Tree).load()
+    pairs = StageFile(finished / "iteration-1", "pairs", PreferencePair).load()
+    rows = StageFile(finished / "iteration-1", "refiner_examples", TrainingExample).load()
+    assert len(trees) == 6  # every scripted answer holds a comma or lacks its phrase
+    assert [p.id for p in pairs] == [t.id for t in trees if t.accepted is not None]
+    assert pairs and {row.kind for row in rows} >= {"refinement", "answer critique"}
+    assert len(adapters_of(finished)) == 6  # warm-up and two iterations, two roles
+
+
+def test_each_training_changes_its_own_adapter_alone(finished: Path) -> None:
+    marks = pipeline.summaries(_saved(finished), finished)
+    prints = [
+        marks[label]["fingerprints"]
+        for label in (
+            "bootstrap/refiner",
+            "bootstrap/actor",
+            "iteration-1/actor",
+            "iteration-1/refiner",
+            "iteration-2/actor",
+            "iteration-2/refiner",
+        )
+    ]
+    trained = ["actor", "actor", "refiner", "actor", "refiner"]
+    for before, after, role in zip(prints, prints[1:], trained, strict=False):
+        other = "refiner" if role == "actor" else "actor"
+        assert after[role] != before[role]
+        assert after[other] == before[other]
+
+
+def test_dpo_starts_from_the_iterations_actor(finished: Path) -> None:
+    marks = pipeline.summaries(_saved(finished), finished)
+    for label in ("iteration-1/actor", "iteration-2/actor"):
+        metrics = marks[label]["metrics"]
+        assert metrics["dpo_term_step0"] == pytest.approx(0.693147, abs=1e-4)  # ln 2
+        assert metrics["reward_chosen_step0"] == pytest.approx(0, abs=1e-4)
+        assert metrics["reward_rejected_step0"] == pytest.approx(0, abs=1e-4)
+
+
+def test_iterations_share_no_prompt(finished: Path) -> None:
+    texts = [
+        {prompt.text for prompt in StageFile(finished / name, "prompts", Prompt).load()}
+        for name in ("bootstrap", "iteration-1", "iteration-2")
+    ]
+    assert len(set.union(*texts)) == sum(map(len, texts))
+
+
+def test_a_finished_run_is_left_alone(finished: Path, tiny_folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    again = start(finished, recipe(tiny_folder))
+    assert pipeline.unfinished(again) == []
+    pipeline.execute(again)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_more_iterations_go_on_from_a_finished_run(finished: Path, tiny_folder: Path) -> None:
+    longer = start(finished, recipe(tiny_folder, iterations=3))
+    assert {s.folder for s in pipeline.unfinished(longer)} == {"iteration-3"}
+
+
+def test_a_changed_recipe_is_an_error_with_both_values(finished: Path, tiny_folder: Path) -> None:
+    changed = start(finished, recipe(tiny_folder, search__branch=3))
+    with pytest.raises(StoreError) as error:
+        pipeline.execute(changed)
+    text = str(error.value)
+    assert "search.branch" in text and "2" in text and "3" in text
+    assert "-o 'search.branch=2'" in text and "--run" in text
+
+
+def test_other_arrival_order_same_bytes(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    pipeline.execute(start(folder, recipe(tiny_folder), seed=99))
+    assert records_of(folder).keys() == records_of(finished).keys()
+    assert records_of(folder) == records_of(finished)
+    assert adapters_of(folder) == adapters_of(finished)
+
+
+KILLER = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+from pathlib import Path
+import test_pipeline as t
+from spar_lite import pipeline, store
+count = int(sys.argv[4])
+def dying(real):
+    def call(*args, **kwargs):
+        global count
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+store.StageFile.append = dying(store.StageFile.append)
+store.StageFile.finish = dying(store.StageFile.finish)
+store.Marker.write = dying(store.Marker.write)
+pipeline.execute(t.start(Path(sys.argv[3]), t.recipe(Path(sys.argv[2]), iterations=1)))
+"""
+
+
+@pytest.mark.parametrize("survive", [3, 13, 22, 31, 47, 55, 60])
+def test_sigkill_then_the_same_command_gives_the_same_bytes(
+    survive: int, tiny_folder: Path, tmp_path: Path, finished: Path
+) -> None:
+    """Killed at the n-th write, in seven different stages; run again, nothing lost or doubled."""
+    folder = tmp_path / "killed"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-c", KILLER, paths, str(tiny_folder), str(folder), str(survive)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pipeline.execute(start(folder, recipe(tiny_folder, iterations=1), seed=survive))
+    whole = {k: v for k, v in records_of(finished).items() if not k.startswith("iteration-2")}
+    assert records_of(folder) == whole
+    assert not list(folder.rglob("*.part.jsonl")) and not list(folder.rglob("*.tmp"))
+
+
+def _saved(folder: Path) -> Recipe:
+    from spar_lite.recipe import load_recipe
+
+    return load_recipe(folder / "recipe.yaml")
