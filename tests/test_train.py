@@ -16,7 +16,8 @@ from spar_lite.model import Policy
 from spar_lite.model.rollout import plain_generate
 from spar_lite.recipe import Dpo, Lora, Training
 from spar_lite.records import Message, PreferencePair, TrainingExample
-from spar_lite.train import LengthSampler, train_actor, train_on_examples
+from spar_lite.train import rows, train_actor, train_on_examples
+from spar_lite.train.rows import LengthSampler
 
 Factory = Callable[..., Policy]
 
@@ -297,11 +298,11 @@ def test_prompts_are_the_ones_that_generation_sends(tiny_policy: Factory) -> Non
     policy = tiny_policy()
     chat = (Message("user", "Hi"),)
     end = policy.tokenizer.eos_token_id
-    plain = train._tokenize(policy, chat, "Yo")
+    plain = rows.tokenize(policy, chat, "Yo")
     assert plain == (policy.encode(chat), [*policy.tokenizer.encode("Yo"), end])
     template = policy.tokenizer.chat_template
     policy.tokenizer.chat_template = template.replace("assistant\n{%", "assistant\n<think>{%")
-    prompt, completion = train._tokenize(policy, chat, "Yo")
+    prompt, completion = rows.tokenize(policy, chat, "Yo")
     assert prompt == policy.encode(chat) != plain[0]
     assert completion == plain[1]
 

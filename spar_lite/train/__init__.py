@@ -11,41 +11,31 @@ Knows TRL, PEFT and token ids; nothing of stages, files, or how pairs and exampl
 from __future__ import annotations
 
 import dataclasses
-import gc
-import logging
 import math
-import random
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import datasets
 import torch
-import trl.trainer.utils
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig
 
 from spar_lite.errors import TrainingError
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.recipe import Dpo, Training
-from spar_lite.records import Message, PreferencePair, Role, TrainingExample
+from spar_lite.records import PreferencePair, Role, TrainingExample
+from spar_lite.train.rows import example_row, pair_row
+from spar_lite.train.trainers import REFERENCE, SparDpo, SparSft, patched, quiet
 
 OnStep = Callable[[int, int, int], None]
 """Told after every optimizer step: (step, steps in all, tokens so far)."""
 
 STEP0_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """How far from 0 a reward may be at step 0, by the base's dtype: rounding, nothing else."""
-
-WINDOW = 16
-"""Batches within which examples are sorted by length: little padding, yet much chance."""
-
-REFERENCE = "ref"
-"""What TRL calls the frozen copy of the actor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +72,7 @@ def train_actor(
     Raises:
         TrainingError: no pair fits ``max_length``, or a promise of this module is broken.
     """
-    rows = [_pair_row(policy, pair) for pair in pairs]
+    rows = [pair_row(policy, pair) for pair in pairs]
     kept = [row for row in rows if row["length"] <= settings.max_length]
     weighted = settings.nll_weight > 0
     with _run(policy, "actor", settings, len(kept), len(rows), seed) as run:
@@ -94,7 +84,7 @@ def train_actor(
             loss_weights=[1.0, settings.nll_weight] if weighted else [1.0],
         )
         record = _Record(on_step, check=lambda logs: _check_step0(policy, logs))
-        run.train(_Dpo, config, kept, record)
+        run.train(SparDpo, config, kept, record)
     first = record.logs[0]
     dpo_term = _dpo_term(first)
     extra = {
@@ -120,73 +110,13 @@ def train_on_examples(
     Raises:
         TrainingError: no example fits ``max_length``, or a promise of this module is broken.
     """
-    rows = [_example_row(policy, example) for example in examples]
+    rows = [example_row(policy, example) for example in examples]
     kept = [row for row in rows if row["length"] <= settings.max_length]
     with _run(policy, role, settings, len(kept), len(rows), seed) as run:
         config = SFTConfig(**run.arguments, max_length=None)
         record = _Record(on_step)
-        run.train(_Sft, config, kept, record)
+        run.train(SparSft, config, kept, record)
     return run.report(record, {})
-
-
-# --- Token ids ------------------------------------------------------------------------------------
-
-
-def _example_row(policy: Policy, example: TrainingExample) -> dict[str, Any]:
-    prompt, completion = _tokenize(policy, example.prompt, example.completion)
-    labels = [-100] * len(prompt) + completion
-    if example.every_reply:
-        _open_replies(policy, example.prompt, prompt, labels)
-    return {
-        "input_ids": prompt + completion,
-        "labels": labels,
-        "length": len(prompt) + len(completion),
-    }
-
-
-def _open_replies(
-    policy: Policy, messages: Sequence[Message], prompt: list[int], labels: list[int]
-) -> None:
-    """Put the loss on the assistant turns inside a prompt too, where the template allows it.
-
-    A turn whose tokens are not found at their place (a template that rewrites past turns) is left
-    out: it teaches nothing, and nothing wrong.
-    """
-    for place, message in enumerate(messages):
-        if message.role == "assistant":
-            before, reply = _tokenize(policy, messages[:place], message.content)
-            start, end = len(before), len(before) + len(reply)
-            if prompt[:end] == before + reply:
-                labels[start:end] = reply
-
-
-def _pair_row(policy: Policy, pair: PreferencePair) -> dict[str, Any]:
-    prompt, chosen = _tokenize(policy, pair.prompt, pair.chosen)
-    _, rejected = _tokenize(policy, pair.prompt, pair.rejected)
-    return {
-        "prompt_ids": prompt,
-        "chosen_ids": chosen,
-        "rejected_ids": rejected,
-        "length": len(prompt) + max(len(chosen), len(rejected)),
-    }
-
-
-def _tokenize(
-    policy: Policy, messages: Sequence[Message], reply: str
-) -> tuple[list[int], list[int]]:
-    """Token ids of (prompt, reply): the prompt is the one that generation sends, to the token.
-
-    The reply ends with its end token: what templates put after it is never generated.
-    """
-    prompt = policy.encode(messages)
-    whole = policy.encode((*messages, Message("assistant", reply)), reply=False)
-    if whole[: len(prompt)] == prompt:
-        completion = whole[len(prompt) :]
-        ends = [place for place, token in enumerate(completion) if token in policy.eos]
-        return prompt, completion[: ends[-1] + 1] if ends else completion
-    # A template that renders a past reply unlike the turn it opens (a thinking block, for one).
-    ids = policy.tokenizer.encode(reply, add_special_tokens=False)
-    return prompt, [*ids, policy.tokenizer.eos_token_id]
 
 
 # --- One run of a trainer -------------------------------------------------------------------------
@@ -275,9 +205,9 @@ def _run(
     prints = {name: policy.fingerprint(name) for name in ADAPTERS}
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _quiet(),
+        quiet(),
         policy.training(role),
-        _patched(policy),
+        patched(policy),
     ):
         arguments = _arguments(settings, policy.device, examples, seed, scratch)
         yield _Run(policy, role, arguments, examples, given - examples)
@@ -372,121 +302,3 @@ def _check_step0(policy: Policy, logs: dict[str, float]) -> None:
             f"{chosen:.4g} (chosen), {rejected:.4g} (rejected) and {_dpo_term(logs):.4g}: "
             "the reference is not the actor that training started from."
         )
-
-
-# --- TRL's trainers, and what they leave behind ---------------------------------------------------
-
-
-class _Mixin:
-    """What we change in TRL's trainers: ready token ids, batches of like length, no telemetry."""
-
-    args: Any
-    train_dataset: Any
-
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """The ids are ready: the prompts are tokenized as for generation, nothing is cut off."""
-        return dataset
-
-    def _send_telemetry(self) -> None:
-        """TRL reports model and GPU kinds to the Hub on every run; a local run tells nobody."""
-
-    def _get_train_sampler(self, *_: Any, **__: Any) -> LengthSampler:
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthSampler(self.train_dataset["length"], size, self.args.seed)
-
-
-class _Dpo(_Mixin, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO trainer."""
-
-
-class _Sft(_Mixin, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFT trainer."""
-
-
-class LengthSampler(torch.utils.data.Sampler[int]):
-    """Random order in which neighbours have like lengths, batches coming in random order.
-
-    transformers' own length grouping runs from long to short within each of a few large groups, so
-    that a short training sees its shortest examples at the lowest learning rate.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self._lengths = list(lengths)
-        self._batch = batch
-        self._random = random.Random(seed)
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        """Indices of one epoch; each epoch draws anew."""
-        order = list(range(len(self._lengths)))
-        self._random.shuffle(order)
-        size = WINDOW * self._batch
-        batches = []
-        for start in range(0, len(order), size):
-            window = sorted(order[start : start + size], key=self._lengths.__getitem__)
-            batches += [window[n : n + self._batch] for n in range(0, len(window), self._batch)]
-        # A short batch stays last: before others it would shift every later batch's bounds.
-        ragged = [batches.pop()] if len(batches[-1]) < self._batch else []
-        self._random.shuffle(batches)
-        return (index for batch in batches + ragged for index in batch)
-
-
-@contextmanager
-def _patched(policy: Policy) -> Iterator[None]:
-    """Take back what TRL and accelerate do to the model; compute the head where it is needed.
-
-    TRL patches ``forward``, hooks the embedding, sets every dropout rate to 0 and adds a reference
-    adapter, all for good: a second run, or the other adapter's, would inherit them.
-
-    TRL computes the head on completion tokens alone only where it has Triton; elsewhere on all
-    tokens, for fear of recompiling. Nothing is compiled here, so the CPU may skip prompts too:
-    measured a third faster with a vocabulary of 49,152.
-    """
-    model = policy.model
-    forwards = {module: module.__dict__.get("forward") for module in (model, policy.inner)}
-    rates = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
-    hooks = policy.inner.get_input_embeddings()._forward_hooks
-    hooked = dict(hooks)
-    try:
-        with _head_where_needed():
-            yield
-    finally:
-        for module, rate in rates.items():
-            module.p = rate
-        # With checkpointing TRL and transformers each add the same hook; one handle is lost.
-        hooks.clear()
-        hooks.update(hooked)
-        for module, forward in forwards.items():
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.__dict__["forward"] = forward
-        if REFERENCE in model.peft_config:
-            model.delete_adapter(REFERENCE)
-        gc.collect()  # the trainer and its optimizer point at each other
-
-
-@contextmanager
-def _head_where_needed() -> Iterator[None]:
-    """See ``_patched``; a TRL that has no such switch is left as it is, only slower."""
-    with mock.patch.object(trl.trainer.utils, "_use_triton", lambda _: True, create=True):
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines below errors from transformers and TRL, and no known third-party warning."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # TRL 1.16 and PEFT 0.21 use names that transformers 5.23 changed.
-            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
