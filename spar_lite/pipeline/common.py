@@ -1,0 +1,101 @@
+"""What the stages share: their shape, their files, their checkpoints, the training wrapper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spar_lite.recipe import Recipe, Training
+from spar_lite.records import Role, TrainingExample, stable_seed
+from spar_lite.run import Run
+from spar_lite.store import StageFile
+
+Summary = dict[str, Any]
+
+MODEL = ("seed", "model.id", "model.quantization", "model.lora", "model.trust_remote_code")
+"""Recipe keys that decide what the model answers; device and threads may change on the way."""
+
+TASKS = (*MODEL, "prompts.kinds", "prompts.per_prompt")
+"""Keys of the built-in prompts on top."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: where it writes, which recipe keys it depends on, and its work."""
+
+    folder: str
+    name: str
+    keys: tuple[str, ...]
+    work: Callable[[Run], Summary]
+
+    @property
+    def label(self) -> str:
+        """Name on the screen and in the ledger, such as "iteration-1/trees"."""
+        return f"{self.folder}/{self.name}"
+
+
+def checkpoint(recipe: Recipe, folder: Path, role: Role, iteration: int) -> Path | None:
+    """The adapter that ``role`` has after ``iteration`` (0: after the warm-up); None: fresh."""
+    if iteration > 0:
+        return folder / f"iteration-{iteration}" / role
+    warmed = recipe.bootstrap.source != "none" and (role != "actor" or recipe.bootstrap.actor)
+    return folder / "bootstrap" / role if warmed else None
+
+
+def file_of(run: Run, folder: str, name: str, kind: type[Any]) -> StageFile[Any]:
+    """A stage's records in this run."""
+    return StageFile(run.folder / folder, name, kind)
+
+
+def kinds(rows: list[TrainingExample]) -> Summary:
+    """Examples in all and by kind."""
+    counts: Summary = {"examples": len(rows)}
+    for kind in sorted({row.kind for row in rows}):
+        counts[kind.replace(" ", "_") + "s"] = sum(row.kind == kind for row in rows)
+    return counts
+
+
+def fit(
+    run: Run, folder: str, role: Role, rows: list[TrainingExample], settings: Training
+) -> Summary:
+    """Supervised training of one adapter, then save it."""
+    from spar_lite.train import train_on_examples
+
+    run.screen.start(f"{folder}/{role}", 0, "steps")
+    summary: Summary = {"examples": len(rows)}
+    if rows:
+        seed = stable_seed(run.recipe.seed, folder, role)
+        step = step_counter(run, f"{folder}/{role}")
+        summary = report(train_on_examples(run.policy, role, rows, settings, seed, step))
+    else:
+        run.screen.say(f"no examples: the {role} stays as it is")
+    return summary | keep(run, folder, role)
+
+
+def keep(run: Run, folder: str, role: Role) -> Summary:
+    """Save a trained adapter and note both adapters' fingerprints."""
+    run.policy.save(role, run.folder / folder / role)
+    run.trained(role, run.folder / folder / role)
+    other: Role = "refiner" if role == "actor" else "actor"
+    return {"fingerprints": {r: run.policy.fingerprint(r) for r in (role, other)}}
+
+
+def report(training: Any) -> Summary:
+    """A training report without its seconds, which the stage measures itself."""
+    return {k: v for k, v in asdict(training).items() if k != "seconds"}
+
+
+def step_counter(run: Run, label: str) -> Callable[[int, int, int], None]:
+    """Turn a trainer's (step, total, tokens so far) into progress."""
+    seen = {"step": 0, "tokens": 0}
+
+    def count(step: int, total: int, tokens: int) -> None:
+        if not seen["step"]:
+            run.screen.start(label, total, "steps")
+        run.screen.advance(step - seen["step"])
+        run.screen.tokens(tokens - seen["tokens"])
+        seen.update(step=step, tokens=tokens)
+
+    return count

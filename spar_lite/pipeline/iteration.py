@@ -1,0 +1,186 @@
+"""One iteration's stages, in the paper's order; each reads earlier records and writes its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from spar_lite.instructions import iteration_prompts
+from spar_lite.judge import judge_answer
+from spar_lite.pairs import choose_negatives, preference_pairs, refiner_examples
+from spar_lite.pipeline.common import (
+    MODEL,
+    Stage,
+    Summary,
+    checkpoint,
+    file_of,
+    fit,
+    keep,
+    kinds,
+    report,
+    step_counter,
+)
+from spar_lite.records import (
+    Judgement,
+    PreferencePair,
+    Prompt,
+    Response,
+    TrainingExample,
+    Tree,
+    stable_seed,
+)
+from spar_lite.run import Run, by_id
+from spar_lite.sample import sample_answer
+from spar_lite.search import search_tree
+
+
+def iteration_stages(number: int) -> Iterator[Stage]:
+    """Sample, judge, search, pair, train both."""
+    folder = f"iteration-{number}"
+
+    def stage(name: str, keys: tuple[str, ...], work: Callable[[Run, int], Summary]) -> Stage:
+        return Stage(folder, name, keys, lambda run: work(run, number))
+
+    prompts = ("seed", "prompts")
+    responses = (*MODEL, "bootstrap", "prompts", "sample")
+    judgements = (*responses, "judge")
+    trees = (*judgements, "search")
+    yield stage("prompts", prompts, _prompts)
+    yield stage("responses", responses, _responses)
+    yield stage("judgements", judgements, _judgements)
+    yield stage("trees", trees, _trees)
+    yield stage("pairs", trees, _pairs)
+    yield stage("refiner_examples", (*trees, "rft"), _refiner_examples)
+    yield stage("actor", (*trees, "dpo"), _train_actor)
+    yield stage("refiner", (*trees, "rft"), _train_refiner)
+
+
+def _prompts(run: Run, number: int) -> Summary:
+    prompts = iteration_prompts(run.recipe.prompts, run.recipe.seed, number)
+    run.screen.start(f"iteration-{number}/prompts", len(prompts), "prompts")
+    file_of(run, f"iteration-{number}", "prompts", Prompt).finish(prompts)
+    return {"prompts": len(prompts)}
+
+
+def _responses(run: Run, number: int) -> Summary:
+    _start_of(run, number)
+    folder = f"iteration-{number}"
+    prompts = file_of(run, folder, "prompts", Prompt).load()
+    settings = run.recipe.sample
+    items = [
+        (
+            f"{p.id}/{k}",
+            lambda p=p, k=k: sample_answer(run.engine, p, f"{p.id}/{k}", settings),
+        )
+        for p in prompts
+        for k in range(settings.k)
+    ]
+    file = file_of(run, folder, "responses", Response)
+    responses = run.collect(f"{folder}/responses", file, items, "answers")
+    return {"answers": len(responses), "cut_off": sum(not r.finished for r in responses)}
+
+
+def _judgements(run: Run, number: int) -> Summary:
+    _start_of(run, number)
+    folder = f"iteration-{number}"
+    prompts = by_id(file_of(run, folder, "prompts", Prompt).load())
+    responses = file_of(run, folder, "responses", Response).load()
+    settings = run.recipe.judge
+    items = [
+        (
+            r.id,
+            lambda r=r: judge_answer(run.engine, prompts[r.prompt_id], r.text, r.id, settings),
+        )
+        for r in responses
+    ]
+    file = file_of(run, folder, "judgements", Judgement)
+    judged = run.collect(f"{folder}/judgements", file, items, "answers")
+    return {
+        "passed": sum(j.verdict is True for j in judged),
+        "failed": sum(j.verdict is False for j in judged),
+        "without_judgement": sum(j.verdict is None for j in judged),
+    }
+
+
+def _trees(run: Run, number: int) -> Summary:
+    _start_of(run, number)
+    folder = f"iteration-{number}"
+    prompts = file_of(run, folder, "prompts", Prompt).load()
+    responses = file_of(run, folder, "responses", Response).load()
+    judgements = by_id(file_of(run, folder, "judgements", Judgement).load())
+    seed = stable_seed(run.recipe.seed, folder)
+    negatives = choose_negatives(prompts, responses, judgements, seed)
+    recipe = run.recipe
+    items = [
+        (
+            p.id,
+            lambda p=p, n=n: search_tree(
+                run.engine, p, n, judgements[n.id], recipe.search, recipe.judge
+            ),
+        )
+        for p, n in negatives
+    ]
+    trees = run.collect(f"{folder}/trees", file_of(run, folder, "trees", Tree), items, "trees")
+    return {
+        "trees": len(trees),
+        "solved": sum(t.accepted is not None for t in trees),
+        "nodes": sum(len(t.nodes) - 1 for t in trees),
+        "deepest": max((t.depth for t in trees), default=0),
+    }
+
+
+def _pairs(run: Run, number: int) -> Summary:
+    folder = f"iteration-{number}"
+    prompts = by_id(file_of(run, folder, "prompts", Prompt).load())
+    pairs = preference_pairs(prompts, file_of(run, folder, "trees", Tree).load())
+    run.screen.start(f"{folder}/pairs", len(pairs), "pairs")
+    file_of(run, folder, "pairs", PreferencePair).finish(pairs)
+    return {"pairs": len(pairs)}
+
+
+def _refiner_examples(run: Run, number: int) -> Summary:
+    folder = f"iteration-{number}"
+    rows = refiner_examples(
+        by_id(file_of(run, folder, "prompts", Prompt).load()),
+        file_of(run, folder, "responses", Response).load(),
+        by_id(file_of(run, folder, "judgements", Judgement).load()),
+        file_of(run, folder, "trees", Tree).load(),
+        run.recipe.rft,
+        stable_seed(run.recipe.seed, folder),
+    )
+    run.screen.start(f"{folder}/refiner_examples", len(rows), "examples")
+    file_of(run, folder, "refiner_examples", TrainingExample).finish(rows)
+    return kinds(rows)
+
+
+def _train_actor(run: Run, number: int) -> Summary:
+    from spar_lite.train import train_actor
+
+    _start_of(run, number)
+    folder = f"iteration-{number}"
+    pairs = file_of(run, folder, "pairs", PreferencePair).load()
+    run.screen.start(f"{folder}/actor", 0, "steps")
+    seed = stable_seed(run.recipe.seed, folder, "dpo")
+    step = step_counter(run, f"{folder}/actor")
+    summary: Summary = {"pairs": len(pairs)}
+    if pairs:
+        training = train_actor(run.policy, pairs, run.recipe.dpo, seed, step)
+        summary = report(training)
+    else:
+        run.screen.say("no preference pairs: the actor stays as it is")
+    return summary | keep(run, folder, "actor")
+
+
+def _train_refiner(run: Run, number: int) -> Summary:
+    _start_of(run, number, actor=number)
+    folder = f"iteration-{number}"
+    rows = file_of(run, folder, "refiner_examples", TrainingExample).load()
+    return fit(run, folder, "refiner", rows, run.recipe.rft)
+
+
+def _start_of(run: Run, number: int, actor: int | None = None) -> None:
+    """Put in place the adapters with which an iteration begins."""
+    last = number - 1
+    run.use_adapters(
+        checkpoint(run.recipe, run.folder, "actor", last if actor is None else actor),
+        checkpoint(run.recipe, run.folder, "refiner", last),
+    )
