@@ -179,6 +179,7 @@ def _console() -> Console:
 
 def _quiet_libraries() -> None:
     """Their bars and advice would tear our screen; errors still come through."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -106,7 +106,8 @@ def summarise(results: Sequence[HeldoutResult], seed: int = 0) -> dict[str, Inte
     constraints_met: mean over prompts of the share of constraints met (bootstrap interval);
     all_met: prompts with every constraint met; readable_votes, readable_refinements: share of
     replies that can be read; judge_agreement: readable votes equal to the program's verdict;
-    truly_mended: refinements of failed answers that meet every constraint (Wilson intervals).
+    truly_mended: refinements of failed answers that meet every constraint (Wilson intervals);
+    answer_words: mean length of an answer, since shorter answers can be an easy way out.
     """
     votes = [(r.vote.verdict, all(r.checks)) for r in results if r.vote]
     asked = [r for r in results if r.asked_to_refine]
@@ -120,6 +121,7 @@ def summarise(results: Sequence[HeldoutResult], seed: int = 0) -> dict[str, Inte
         "always_yes_agreement": wilson(sum(truth for _, truth in readable), len(readable)),
         "readable_refinements": wilson(sum(r.refined is not None for r in asked), len(asked)),
         "truly_mended": wilson(sum(mended), len(mended)),
+        "answer_words": bootstrap_mean([len(r.answer.split()) for r in results], seed),
     }
 
 

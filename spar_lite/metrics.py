@@ -75,6 +75,7 @@ def tree_counts(trees: Sequence[Tree]) -> dict[str, Any]:
     """Trees, nodes, where they were solved, and how many refinements could be read."""
     solved = [t for t in trees if t.accepted is not None]
     grown = [n for t in trees for n in t.nodes if n.path]
+    passed = [n for n in grown if n.judgement and n.judgement.verdict is True]
     tries = sum(len(n.failed_replies) + (n.text is not None) for n in grown)
     return {
         "trees": len(trees),
@@ -83,6 +84,7 @@ def tree_counts(trees: Sequence[Tree]) -> dict[str, Any]:
         "stops": dict(Counter(t.stop for t in trees)),
         "nodes_per_tree": len(grown) / len(trees) if trees else 0.0,
         "deepest": max((t.depth for t in trees), default=0),
+        "accepted_refinements": asdict(wilson(len(passed), len(grown))),
         "readable_refinements": asdict(wilson(sum(n.text is not None for n in grown), tries)),
     }
 

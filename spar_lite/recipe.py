@@ -129,6 +129,9 @@ class Bootstrap(Training):
     )
     prompts: Count = Field(200, description="builtin prompts whose answers are critiqued")
     actor: bool = Field(True, description="also warm up the actor on the repaired answers")
+    actor_lr: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="peak learning rate of the actor's warm-up; 0 takes lr"
+    )
     max_new_tokens: Count = Field(64, description="longest answer sampled for warm-up data")
     examples: Natural = Field(0, description="cap on training rows; 0 keeps all")
 

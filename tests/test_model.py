@@ -21,7 +21,7 @@ from spar_lite.engine import Completion, Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, cache_folder, locate, self_check, source
 from spar_lite.model.rollout import cut, plain_generate
-from spar_lite.model.slots import Decoder, Sequence_, common, sample
+from spar_lite.model.slots import Decoder, TokenSequence, common, sample
 from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
 
@@ -301,7 +301,7 @@ def mixed_prompts(policy: Policy, count: int = 24) -> list[list[int]]:
     return [policy.encode((Message("user", text),)) for text in texts + texts[:4]]
 
 
-def run(decoder: Decoder, sequences: Sequence[Sequence_]) -> list[Sequence_]:
+def run(decoder: Decoder, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
     """Decode all; every third sequence joins late."""
     late = [s for n, s in enumerate(sequences) if n % 3 == 2]
     for sequence in sequences:
@@ -329,7 +329,7 @@ def assert_same_greedy(
 def test_greedy_slots_equal_plain_generate(stirred: Policy, role: Role) -> None:
     stirred.switch(role)
     prompts = mixed_prompts(stirred)
-    sequences = [Sequence_(p, 5 + n % 13, GREEDY, n) for n, p in enumerate(prompts)]
+    sequences = [TokenSequence(p, 5 + n % 13, GREEDY, n) for n, p in enumerate(prompts)]
     decoder = Decoder(stirred.inner, 4, stirred.eos, prefill_tokens=96)
     finished = run(decoder, sequences)
     assert sorted(map(id, finished)) == sorted(map(id, sequences))
@@ -341,7 +341,7 @@ def test_the_cache_grows_in_mid_run(full: Policy) -> None:
     texts = ["short", "a bit longer than that", "w " * 90, "tiny", "v " * 150]
     prompts = [full.encode((Message("user", text),)) for text in texts]
     decoder = Decoder(full.inner, 3, full.eos, prefill_tokens=64)
-    sequences = [Sequence_(p, 5 + n, GREEDY, n) for n, p in enumerate(prompts)]
+    sequences = [TokenSequence(p, 5 + n, GREEDY, n) for n, p in enumerate(prompts)]
     lengths = set()
     for sequence in sequences[:2]:
         decoder.add(sequence)
@@ -371,7 +371,7 @@ def test_prefixes_are_copied_not_computed_again(
 
     monkeypatch.setattr(decoder, "_forward", count)
     for n in range(4):
-        decoder.add(Sequence_(prompt, 2, GREEDY, n))
+        decoder.add(TokenSequence(prompt, 2, GREEDY, n))
     while not decoder.idle:
         decoder.step()
     assert sum(seen) < len(prompt) + 4 * 4
@@ -382,7 +382,7 @@ def test_an_end_token_ends_a_reply_and_is_not_part_of_it(full: Policy) -> None:
     prompt = full.encode((Message("user", "Hello"),))
     free = plain_generate(full, [prompt], 8, GREEDY)[0]
     decoder = Decoder(full.inner, 2, [*full.eos, free[3]], 64)
-    sequence = Sequence_(prompt, 8, GREEDY, 0)
+    sequence = TokenSequence(prompt, 8, GREEDY, 0)
     decoder.add(sequence)
     while not decoder.idle:
         decoder.step()
@@ -396,7 +396,7 @@ def test_max_new_tokens(full: Policy, limit: int) -> None:
     prompt = full.encode((Message("user", "Hello"),))
     wanted = cut(plain_generate(full, [prompt], limit, GREEDY)[0], full.eos, limit)[0]
     decoder = Decoder(full.inner, 2, full.eos, 64)
-    sequences = [Sequence_(prompt, limit, GREEDY, n) for n in range(3)]
+    sequences = [TokenSequence(prompt, limit, GREEDY, n) for n in range(3)]
     for sequence in sequences:
         decoder.add(sequence)
     while not decoder.idle:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scripted import ScriptedEngine
 
 from spar_lite import pipeline
@@ -24,6 +25,8 @@ from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
 from spar_lite.run import Run
 from spar_lite.store import StageFile
+
+FOLDERS = ("bootstrap", "iteration-1")
 
 
 class Silence:
@@ -209,11 +212,11 @@ pipeline.execute(t.start(Path(sys.argv[3]), t.recipe(Path(sys.argv[2]), iteratio
 """
 
 
-@pytest.mark.parametrize("survive", [3, 13, 22, 31, 47, 55, 60])
+@pytest.mark.parametrize("survive", [3, 22, 31, 47, 60])
 def test_sigkill_then_the_same_command_gives_the_same_bytes(
     survive: int, tiny_folder: Path, tmp_path: Path, finished: Path
 ) -> None:
-    """Killed at the n-th write, in seven different stages; run again, nothing lost or doubled."""
+    """Killed at the n-th write, in different stages; run again, nothing lost or doubled."""
     folder = tmp_path / "killed"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     command = [sys.executable, "-c", KILLER, paths, str(tiny_folder), str(folder), str(survive)]
@@ -229,3 +232,25 @@ def _saved(folder: Path) -> Recipe:
     from spar_lite.recipe import load_recipe
 
     return load_recipe(folder / "recipe.yaml")
+
+
+@pytest.mark.parametrize("scripted_engine", [True, False], ids=["scripted", "model"])
+def test_the_whole_loop_in_nf4_on_cpu(
+    scripted_engine: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Scripted replies make pairs, so QLoRA DPO trains; the model's own exercise the engine."""
+    settings = recipe(tiny_folder, iterations=1, model__quantization="nf4")
+    job = start(tmp_path / "run", settings)
+    if not scripted_engine:
+        job.make_engine = None
+    marks = pipeline.execute(job)
+    assert job.policy.quantized
+    assert all(w.dtype == torch.float32 for w in job.policy.weights("actor").values())
+    assert "iteration-1/heldout" in marks
+    if scripted_engine:
+        before, after = (marks[f"{name}/actor"]["fingerprints"] for name in FOLDERS)
+        assert marks["iteration-1/pairs"]["pairs"] > 0
+        assert after["actor"] != before["actor"] and after["refiner"] == before["refiner"]
+        assert marks["iteration-1/actor"]["metrics"]["dpo_term_step0"] == pytest.approx(
+            0.6931, abs=1e-3
+        )

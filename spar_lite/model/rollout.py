@@ -17,12 +17,15 @@ import torch
 from spar_lite.engine import Completion, Request, Sampling
 from spar_lite.errors import EngineError
 from spar_lite.model.policy import Policy
-from spar_lite.model.slots import Decoder, Sequence_
+from spar_lite.model.slots import Decoder, TokenSequence
 from spar_lite.recipe import EngineSettings
 from spar_lite.records import Message, Role, stable_seed
 
 SLOTS = 64
 """Sequences decoded at a time, unless the recipe says otherwise."""
+
+TURNS = 12
+"""Turns of the event loop after a step; more than any chain of awaits in the method is long."""
 
 CHECK_CHATS = (
     "Name a colour.",
@@ -157,8 +160,7 @@ class RolloutEngine:
             self.usage.running += decoder.busy_steps - before[1]
             self.usage.capacity += (decoder.steps - before[0]) * self.slots
             self.on_tokens(len(decoder.active))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)  # a reply wakes a gather, which wakes its tree: two turns
+            await _give_way()
 
     async def _static(self, waiting: list[asyncio.Future[Completion]]) -> None:
         """Batches of like settings, sorted by prompt length, through plain ``generate``."""
@@ -181,12 +183,11 @@ class RolloutEngine:
                 kept, ended = cut(reply, self.policy.eos, request.max_new_tokens)
                 self._deliver(request, ids, kept, ended, future)
                 self.on_tokens(len(kept))
-            for _ in range(3):
-                await asyncio.sleep(0)
+            await _give_way()
 
-    def _sequence(self, request: Request, ids: list[int]) -> Sequence_:
+    def _sequence(self, request: Request, ids: list[int]) -> TokenSequence:
         seed = stable_seed(self.seed, self._role, request.id)
-        return Sequence_(ids, request.max_new_tokens, request.sampling, seed)
+        return TokenSequence(ids, request.max_new_tokens, request.sampling, seed)
 
     def _deliver(
         self,
@@ -205,6 +206,16 @@ class RolloutEngine:
 
     def _prefill_tokens(self) -> int:
         return 8192 if self.policy.device.type == "cuda" else 512
+
+
+async def _give_way() -> None:
+    """Let coroutines that just got their replies run until they wait for the next ones.
+
+    A reply wakes ``generate``, then the gathers of a judgement, a child, a level: one turn each.
+    Ending the loop a turn too early would only cost a new, empty cache.
+    """
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
 
 
 def plain_generate(
@@ -253,7 +264,7 @@ def self_check(policy: Policy, slots: int) -> str | None:
     """
     prompts = [policy.encode((Message("user", text),)) for text in CHECK_CHATS]
     decoder = Decoder(policy.inner, min(slots, len(prompts)), policy.eos, 64)
-    sequences = [Sequence_(p, CHECK_TOKENS, Sampling(), 0) for p in prompts]
+    sequences = [TokenSequence(p, CHECK_TOKENS, Sampling(), 0) for p in prompts]
     for sequence in sequences:
         decoder.add(sequence)
     try:

@@ -28,7 +28,7 @@ SHARE_AT_LEAST = 8
 
 
 @dataclass(eq=False)
-class Sequence_:
+class TokenSequence:
     """One sequence: ``tokens`` holds prompt and reply; ``done`` of them are in the cache."""
 
     prompt: list[int]
@@ -138,13 +138,13 @@ class Decoder:
         self.prefill_tokens = prefill_tokens
         self.cache = SlotCache(slots)
         self.device = model.device
-        self.waiting: deque[Sequence_] = deque()
-        self.active: list[Sequence_] = []
+        self.waiting: deque[TokenSequence] = deque()
+        self.active: list[TokenSequence] = []
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.steps = 0
         self.busy_steps = 0
 
-    def add(self, sequence: Sequence_) -> None:
+    def add(self, sequence: TokenSequence) -> None:
         """Queue a sequence."""
         self.waiting.append(sequence)
 
@@ -154,7 +154,7 @@ class Decoder:
         return not self.waiting and not self.active
 
     @torch.no_grad()
-    def step(self) -> list[Sequence_]:
+    def step(self) -> list[TokenSequence]:
         """Admit what fits, decode one token for every running sequence, return the finished."""
         finished = self._admit()
         if self.active:
@@ -163,9 +163,9 @@ class Decoder:
             finished += self._decode()
         return finished
 
-    def _admit(self) -> list[Sequence_]:
+    def _admit(self) -> list[TokenSequence]:
         """Fill free slots, prefix donors first; return what its first token already finished."""
-        finished: list[Sequence_] = []
+        finished: list[TokenSequence] = []
         while self.waiting and len(self.active) < self.cache.slots:
             wave = self._choose_wave()
             first = len(self.active)
@@ -181,14 +181,14 @@ class Decoder:
             finished += self._retire(first)
         return finished
 
-    def _choose_wave(self) -> list[tuple[Sequence_, int, int]]:
+    def _choose_wave(self) -> list[tuple[TokenSequence, int, int]]:
         """Pick waiting sequences to prefill together, each with its prefix donor.
 
         A sequence that would share much more with another of the same wave than with any slot
         waits for the next wave, when that one's keys and values can be copied.
         """
-        wave: list[tuple[Sequence_, int, int]] = []
-        later: list[Sequence_] = []
+        wave: list[tuple[TokenSequence, int, int]] = []
+        later: list[TokenSequence] = []
         first = len(self.active)
         free = self.cache.slots - first
         while self.waiting and len(wave) < free and len(later) < 4 * free:
@@ -248,7 +248,7 @@ class Decoder:
             sequence.done = len(sequence.prompt)
         self._extend(sequences, self.model.lm_head(picked))
 
-    def _decode(self) -> list[Sequence_]:
+    def _decode(self) -> list[TokenSequence]:
         """One token for every running sequence; slots 0 to len(active) are theirs."""
         ids = torch.tensor([[s.tokens[-1]] for s in self.active])
         positions = torch.tensor([[s.done] for s in self.active])
@@ -274,7 +274,7 @@ class Decoder:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _extend(self, sequences: Sequence[Sequence_], logits: Tensor) -> None:
+    def _extend(self, sequences: Sequence[TokenSequence], logits: Tensor) -> None:
         """Draw the next token of each sequence; logits (batch, vocabulary)."""
         for sequence, token in zip(sequences, draw(logits, sequences), strict=True):
             if token in self.eos:
@@ -282,7 +282,7 @@ class Decoder:
             else:
                 sequence.tokens.append(token)
 
-    def _retire(self, first: int) -> list[Sequence_]:
+    def _retire(self, first: int) -> list[TokenSequence]:
         """Take out finished sequences from slot ``first`` on, moving the last one into each gap."""
         gone = []
         for row in range(len(self.active) - 1, first - 1, -1):
@@ -315,7 +315,7 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def draw(logits: Tensor, sequences: Sequence[Sequence_]) -> list[int]:
+def draw(logits: Tensor, sequences: Sequence[TokenSequence]) -> list[int]:
     """Draw one token a row; logits (batch, vocabulary).
 
     Each sequence brings its own random numbers (one uniform a token, by inversion), so a draw does

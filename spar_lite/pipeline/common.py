@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from spar_lite.recipe import Recipe, Training
 from spar_lite.records import Role, TrainingExample, stable_seed
 from spar_lite.run import Run
-from spar_lite.store import StageFile
+from spar_lite.store import StageFile, read_lines, write_text
 
 Summary = dict[str, Any]
 
@@ -47,6 +48,14 @@ def checkpoint(recipe: Recipe, folder: Path, role: Role, iteration: int) -> Path
 def file_of(run: Run, folder: str, name: str, kind: type[Any]) -> StageFile[Any]:
     """A stage's records in this run."""
     return StageFile(run.folder / folder, name, kind)
+
+
+def write_metrics(folder: Path, kind: str, found: Summary) -> None:
+    """Put one line of this kind into a checkpoint's metrics.jsonl, in place of an older one."""
+    path = folder / "metrics.jsonl"
+    others = [line for line in read_lines(path) if line.get("kind") != kind]
+    lines = [*others, {"checkpoint": folder.name, "kind": kind, **found}]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def kinds(rows: list[TrainingExample]) -> Summary:

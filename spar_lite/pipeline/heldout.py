@@ -7,12 +7,10 @@ from dataclasses import asdict
 
 from spar_lite.evaluate import HeldoutResult, answer_heldout, review_heldout, summarise
 from spar_lite.instructions import builtin_prompts
-from spar_lite.metrics import iteration_metrics
-from spar_lite.pipeline.common import TASKS, Stage, Summary, checkpoint, file_of
+from spar_lite.pipeline.common import TASKS, Stage, Summary, checkpoint, file_of, write_metrics
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import Run, by_id
-from spar_lite.store import append_line, write_text
 
 
 def heldout_stages(
@@ -68,9 +66,5 @@ def _heldout_review(run: Run, folder: str, iteration: int | None) -> Summary:
     file = file_of(run, folder, "heldout", HeldoutResult)
     results = run.collect(f"{folder}/heldout", file, items, "answers")
     scores = {name: asdict(score) for name, score in summarise(results, run.recipe.seed).items()}
-    metrics: Summary = {"checkpoint": folder, "heldout": scores}
-    if iteration:
-        metrics |= iteration_metrics(run.folder / folder)
-    write_text(run.folder / folder / "metrics.jsonl", "")
-    append_line(run.folder / folder / "metrics.jsonl", metrics)
+    write_metrics(run.folder / folder, "heldout", scores)
     return {"constraints_met": scores["constraints_met"]["value"], "scores": scores}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from spar_lite.instructions import iteration_prompts
 from spar_lite.judge import judge_answer
+from spar_lite.metrics import iteration_metrics
 from spar_lite.pairs import choose_negatives, preference_pairs, refiner_examples
 from spar_lite.pipeline.common import (
     MODEL,
@@ -18,6 +19,7 @@ from spar_lite.pipeline.common import (
     kinds,
     report,
     step_counter,
+    write_metrics,
 )
 from spar_lite.records import (
     Judgement,
@@ -49,6 +51,7 @@ def iteration_stages(number: int) -> Iterator[Stage]:
     yield stage("judgements", judgements, _judgements)
     yield stage("trees", trees, _trees)
     yield stage("pairs", trees, _pairs)
+    yield stage("audit", trees, _audit)
     yield stage("refiner_examples", (*trees, "rft"), _refiner_examples)
     yield stage("actor", (*trees, "dpo"), _train_actor)
     yield stage("refiner", (*trees, "rft"), _train_refiner)
@@ -135,6 +138,21 @@ def _pairs(run: Run, number: int) -> Summary:
     run.screen.start(f"{folder}/pairs", len(pairs), "pairs")
     file_of(run, folder, "pairs", PreferencePair).finish(pairs)
     return {"pairs": len(pairs)}
+
+
+def _audit(run: Run, number: int) -> Summary:
+    folder = f"iteration-{number}"
+    run.screen.start(f"{folder}/audit", 1, "report")
+    found = iteration_metrics(run.folder / folder)
+    write_metrics(run.folder / folder, "loop", found)
+    return {
+        "readable_votes": found["votes"]["readable_share"],
+        "judge_agreement": found["judge_against_program"]["accuracy"],
+        "always_no": found["judge_against_program"]["always_no_accuracy"],
+        "readable_refinements": found["trees"]["readable_refinements"],
+        "accepted_refinements": found["trees"]["accepted_refinements"],
+        "truly_better": found["pairs"]["truly_better"],
+    }
 
 
 def _refiner_examples(run: Run, number: int) -> Summary:

@@ -82,4 +82,7 @@ def _warm_up(run: Run, role: Role) -> Summary:
     if role == "actor":
         start["refiner"] = checkpoint(run.recipe, run.folder, "refiner", 0)
     run.use_adapters(start["actor"], start["refiner"])
-    return fit(run, "bootstrap", role, own, run.recipe.bootstrap)
+    settings = run.recipe.bootstrap
+    if role == "actor" and settings.actor_lr:
+        settings = settings.model_copy(update={"lr": settings.actor_lr})
+    return fit(run, "bootstrap", role, own, settings)

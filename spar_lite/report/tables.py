@@ -21,6 +21,17 @@ SCORES = {
     "always_yes_agreement": "… a judge that always says Yes, %",
     "readable_refinements": "readable refinements, %",
     "truly_mended": "failed answers truly mended, %",
+    "answer_words": "words per answer",
+}
+
+
+AUDIT = {
+    "readable votes, %": "readable_votes",
+    "judge agrees with program, %": "judge_agreement",
+    "… a judge that always says No, %": "always_no",
+    "readable refinements, %": "readable_refinements",
+    "refinements that pass, %": "accepted_refinements",
+    "pairs truly better, %": "truly_better",
 }
 
 
@@ -38,7 +49,8 @@ def score_table(summaries: Summaries) -> Table | None:
     for name in columns:
         table.add_column({"bootstrap": "after warm-up"}.get(name, name), justify="right")
     for key, title in SCORES.items():
-        table.add_row(title, *(_score(scores[key]) for scores in columns.values()))
+        scale = 100 if title.endswith("%") else 1
+        table.add_row(title, *(_score(scores[key], scale) for scores in columns.values()))
     return table
 
 
@@ -106,6 +118,9 @@ def _loop_rows(summaries: Summaries, names: list[str]) -> Iterator[tuple[str, li
     yield "deepest tree", cells("trees", "deepest")
     yield "preference pairs", cells("pairs", "pairs")
     yield "refiner examples", cells("refiner_examples", "examples")
+    for title, key in AUDIT.items():
+        found = [summaries.get(f"{name}/audit", {}).get(key) for name in names]
+        yield title, [_score(score) if score else "-" for score in found]
 
 
 def _cost_cells(summary: Mapping[str, Any]) -> list[str]:
@@ -127,8 +142,8 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _score(score: Mapping[str, Any]) -> str:
+def _score(score: Mapping[str, Any], scale: float = 100) -> str:
     if not score["n"] or math.isnan(score["value"]):
         return "- (n=0)"
-    low, high = 100 * score["low"], 100 * score["high"]
-    return f"{100 * score['value']:.1f} [{low:.1f}, {high:.1f}] n={score['n']}"
+    low, high = scale * score["low"], scale * score["high"]
+    return f"{scale * score['value']:.1f} [{low:.1f}, {high:.1f}] n={score['n']}"
