@@ -619,3 +619,13 @@ def test_the_models_own_sampling_defaults_do_not_leak_in(
         for path in ("static", "continuous"):
             wanted = complete(plain, "actor", requests, path)
             assert complete(policy, "actor", requests, path) == wanted
+
+
+def test_a_model_with_sliding_windows_is_left_to_plain_generate(
+    tiny_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short check cannot see a window, so the fast path is refused from the config alone."""
+    policy = tiny_policy()
+    monkeypatch.setattr(policy.inner.config, "sliding_window", 128, raising=False)
+    fault = self_check(policy, 4)
+    assert fault is not None and "full attention" in fault

@@ -1,0 +1,143 @@
+"""Statistics by hand, the held-out review, and what an iteration's metrics count."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+
+import pytest
+from scripted import ScriptedEngine
+
+from spar_lite.engine import Request, strip_thinking
+from spar_lite.evaluate import (
+    HeldoutResult,
+    bootstrap_mean,
+    distinguishable,
+    paired_difference,
+    review_heldout,
+    summarise,
+    wilson,
+)
+from spar_lite.metrics import agreement, vote_counts
+from spar_lite.recipe import Evaluate
+from spar_lite.records import Cost, Judgement, Prompt, Response, Role, Vote
+
+WELL = {"kind": "starts_with", "phrase": "Well"}
+ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)
+
+
+def test_wilson_by_hand() -> None:
+    """z = 1.96, 8 of 10: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half 0.22657."""
+    found = wilson(8, 10)
+    assert (found.value, found.n) == (0.8, 10)
+    assert found.low == pytest.approx(0.4902, abs=1e-4)
+    assert found.high == pytest.approx(0.9433, abs=1e-4)
+
+
+def test_wilson_at_the_edges() -> None:
+    assert wilson(0, 10).low == 0 and wilson(10, 10).high == pytest.approx(1)
+    assert wilson(0, 10).high == pytest.approx(0.27753, abs=1e-4)  # z^2 / (n + z^2)
+    nothing = wilson(0, 0)
+    assert math.isnan(nothing.value) and (nothing.low, nothing.high) == (0, 1)
+
+
+def test_wilson_covers_the_truth_about_95_times_in_100() -> None:
+    rng = random.Random(0)
+    hits = 0
+    for _ in range(2000):
+        found = wilson(sum(rng.random() < 0.3 for _ in range(60)), 60)
+        hits += found.low <= 0.3 <= found.high
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_bootstrap_of_equal_values_has_no_width() -> None:
+    found = bootstrap_mean([0.5] * 7, seed=0)
+    assert (found.value, found.low, found.high, found.n) == (0.5, 0.5, 0.5, 7)
+
+
+def test_bootstrap_is_near_the_normal_interval() -> None:
+    """50 zeros and 50 ones: mean 0.5, standard error 0.05, so about 0.402 to 0.598."""
+    found = bootstrap_mean([0.0, 1.0] * 50, seed=0)
+    assert found.low == pytest.approx(0.402, abs=0.02)
+    assert found.high == pytest.approx(0.598, abs=0.02)
+
+
+def result(id: str, *checks: bool, said: bool | None = None) -> HeldoutResult:
+    vote = Vote("", said) if said is not None else None
+    return HeldoutResult(id, "two words", True, checks, vote, False, None, None, (), Cost())
+
+
+def test_paired_difference_compares_the_same_prompts() -> None:
+    before = [result("a", True, False), result("b", False), result("c", True)]
+    after = [result("b", True), result("a", True, True), result("new", True)]
+    found = paired_difference(before, after)
+    assert (found.value, found.n) == (0.75, 2)  # (0.5 + 1) / 2; "c" and "new" have no partner
+    assert distinguishable(found)
+    assert not distinguishable(paired_difference(before, before))
+
+
+def test_summary_counts_only_what_was_asked() -> None:
+    found = summarise([result("a", True, said=True), result("b", False, said=True), result("c")])
+    assert found["all_met"].n == 3 and found["readable_votes"].n == 2
+    assert found["judge_agreement"].value == 0.5
+    assert found["readable_refinements"].n == 0
+    assert found["answer_words"].value == 2
+
+
+def review(text: str, refined: str, wanted: bool = True) -> tuple[HeldoutResult, ScriptedEngine]:
+    def reply(role: Role, request: Request) -> str:
+        return refined if request.id.endswith("refine") else "Final Judgement: Yes"
+
+    engine = ScriptedEngine(reply)
+    response = Response("h-0", "h-0", text, True, Cost())
+    return asyncio.run(review_heldout(engine, ASK, response, Evaluate(), wanted)), engine
+
+
+def test_a_failed_answer_is_judged_and_refined() -> None:
+    found, engine = review("Tea.", "So. [[start]] Well. Tea. [[end]]")
+    assert found.checks == (False,) and found.vote == Vote("Final Judgement: Yes", True)
+    assert found.refined == "Well. Tea." and found.refined_checks == (True,)
+    assert len(engine.requests) == 2
+
+
+def test_a_right_answer_is_not_refined_and_an_unreviewed_one_asks_nobody() -> None:
+    found, engine = review("Well. Tea.", "")
+    assert not found.asked_to_refine and len(engine.requests) == 1
+    found, engine = review("Tea.", "", wanted=False)
+    assert found.vote is None and engine.requests == []
+
+
+def judgement(checks: tuple[bool, ...], *votes: bool | None) -> Judgement:
+    cast = tuple(Vote("", verdict) for verdict in votes)
+    return Judgement("h-0/0", cast, None, None, None, None, checks, Cost())
+
+
+def test_agreement_counts_false_passes_and_false_fails() -> None:
+    cases = [
+        (ASK, judgement((True,), True, True, False)),  # right
+        (ASK, judgement((False,), True, True, True)),  # false pass
+        (ASK, judgement((True,), False, None, None)),  # false fail
+        (ASK, judgement((False,), None, None, None)),  # nothing to compare
+        (ASK, judgement((False,), True, False)),  # a tie says nothing
+    ]
+    found = agreement(cases)
+    assert found["accuracy"]["n"] == 3 and found["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert found["false_pass"]["value"] == 1 and found["false_pass"]["n"] == 1
+    assert found["false_fail"]["value"] == 0.5 and found["false_fail"]["n"] == 2
+    votes = vote_counts(j for _, j in cases)
+    assert (votes["yes"], votes["no"], votes["unreadable"]) == (6, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("<think>Final Judgement: Yes</think>No", "No"),
+        ("before <think>a</think> b <think>c</think>after", "before  b after"),
+        ("still <think>thinking and cut off", "still"),
+        ("the template opened it</think> the answer", "the answer"),
+        ("nothing to think", "nothing to think"),
+    ],
+)
+def test_thinking_is_stripped(text: str, kept: str) -> None:
+    assert strip_thinking(text) == kept
