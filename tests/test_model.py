@@ -629,3 +629,11 @@ def test_a_model_with_sliding_windows_is_left_to_plain_generate(
     monkeypatch.setattr(policy.inner.config, "sliding_window", 128, raising=False)
     fault = self_check(policy, 4)
     assert fault is not None and "full attention" in fault
+
+
+def test_a_damaged_adapter_file_is_named(tiny_policy: Factory, tmp_path: Path) -> None:
+    policy = tiny_policy()
+    policy.save("actor", tmp_path / "actor")
+    (tmp_path / "actor" / "adapter_model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ModelError, match="damaged"):
+        policy.restore("actor", tmp_path / "actor")

@@ -21,6 +21,7 @@ from peft.utils import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -165,7 +166,10 @@ class Policy:
         """
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"{folder} holds no adapter_model.safetensors.")
-        state = load_peft_weights(str(folder), device=str(self.device))
+        try:
+            state = load_peft_weights(str(folder), device=str(self.device))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{folder}: the adapter's file is damaged ({error}).") from None
         own = get_peft_model_state_dict(self.model, adapter_name=ADAPTERS[role])
         # PEFT itself stays silent where tensors are missing, and half the adapter would be fresh.
         for name in sorted(state.keys() | own.keys()):
