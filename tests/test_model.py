@@ -592,12 +592,13 @@ def test_auto_falls_back_and_says_so(full: Policy, monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     engine = RolloutEngine(full, EngineSettings(path="auto", batch=4), 3, said.append)
     assert asyncio.run(engine.generate("actor", requests)) == wanted
-    assert said == []
+    assert said == ["actor on cpu: fast path checked, same tokens as plain generate"]
+    said.clear()
     monkeypatch.setattr(Decoder, "_forward", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("spar_lite.model.rollout.self_check", lambda *_: "a fault")
     broken = RolloutEngine(full, EngineSettings(path="auto", batch=4), 3, said.append)
     assert asyncio.run(broken.generate("actor", requests)) == wanted
-    assert said == ["actor: a fault; using plain generate in static batches"]
+    assert said == ["actor on cpu: a fault; using plain generate in static batches"]
 
 
 def test_the_models_own_sampling_defaults_do_not_leak_in(
