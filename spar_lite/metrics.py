@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from spar_lite import constraints
-from spar_lite.evaluate import wilson
 from spar_lite.judge import majority
 from spar_lite.records import Judgement, PreferencePair, Prompt, Tree
+from spar_lite.statistics import wilson
 from spar_lite.store import StageFile
 
 

@@ -356,12 +356,12 @@ def test_no_conflict(a: Constraint, b: Constraint) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "start_with", "phrase": "Well"}, "did you mean 'starts_with'"),
+        ({"kind": "start_with", "phrase": "Well"}, 'Did you mean "starts_with"'),
         ({"phrase": "Well"}, "kind is a string, found None"),
         (["starts_with"], "found list"),
         ({"kind": "starts_with"}, "field 'phrase' is missing"),
-        ({"kind": "starts_with", "phrse": "Well"}, "did you mean 'phrase'"),
-        ({"kind": "no_commas", "x": 1}, "it has no fields"),
+        ({"kind": "starts_with", "phrse": "Well"}, 'Did you mean "phrase"'),
+        ({"kind": "no_commas", "x": 1}, "It has no fields"),
         ({"kind": "starts_with", "phrase": 3}, "phrase must be a string, found 3"),
         ({"kind": "starts_with", "phrase": " "}, "phrase needs a word"),
         ({"kind": "sentence_count", "count": True}, "must be a whole number, found True"),

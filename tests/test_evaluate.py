@@ -12,16 +12,14 @@ from scripted import ScriptedEngine
 from spar_lite.engine import Request, strip_thinking
 from spar_lite.evaluate import (
     HeldoutResult,
-    bootstrap_mean,
-    distinguishable,
     paired_difference,
     review_heldout,
     summarise,
-    wilson,
 )
 from spar_lite.metrics import agreement, vote_counts
 from spar_lite.recipe import Evaluate
 from spar_lite.records import Cost, Judgement, Prompt, Response, Role, Vote
+from spar_lite.statistics import bootstrap_mean, distinguishable, wilson
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
 ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)

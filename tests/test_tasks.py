@@ -109,8 +109,8 @@ def test_held_out_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kinds": ("start_with",)}, "did you mean 'starts_with'"),
-        ({"kinds": EVERY, "split": "heldut"}, "did you mean 'heldout'"),
+        ({"kinds": ("start_with",)}, 'Did you mean "starts_with"'),
+        ({"kinds": EVERY, "split": "heldut"}, 'Did you mean "heldout"'),
         ({"kinds": ()}, "at least one kind"),
         ({"kinds": EVERY, "per_prompt": (2, 1)}, "per_prompt"),
         ({"kinds": ("no_commas",), "per_prompt": (2, 2)}, "allow more kinds"),

@@ -6,12 +6,13 @@ never passes, and `mend` and `spoil` hand out only texts that `check` confirms. 
 knows no kind by name and nothing about prompts or models.
 """
 
-import difflib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import ClassVar
+
+from spar_lite.errors import did_you_mean
 
 from .text import clean, words
 from .values import VALUES, Values
@@ -115,10 +116,9 @@ def require(fine: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    options = list(known)
-    close = difflib.get_close_matches(name, options, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options)}"
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What to say after an unknown name: the nearest known one, else all of them."""
+    return did_you_mean(name, known).strip() or f"Known: {', '.join(known)}."
 
 
 def kind_named(name: object) -> type[Constraint]:
@@ -126,7 +126,7 @@ def kind_named(name: object) -> type[Constraint]:
     if not isinstance(name, str):
         raise ValueError(f"a constraint's kind is a string, found {name!r}")
     if name not in KINDS:
-        raise ValueError(f"unknown constraint kind {name!r}; {did_you_mean(name, KINDS)}")
+        raise ValueError(f"unknown constraint kind {name!r}. {suggest(name, KINDS)}")
     return KINDS[name]
 
 
@@ -156,8 +156,8 @@ def from_json(data: object) -> Constraint:
     known = {field.name: field.type for field in fields(cls)}
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known) if known else "it has no fields"
-            raise ValueError(f"{cls.kind}: unknown field {name!r}; {hint}")
+            hint = suggest(name, known) if known else "It has no fields."
+            raise ValueError(f"{cls.kind}: unknown field {name!r}. {hint}")
     for name, kind in known.items():
         wanted, fits = _FITS[kind]
         if name not in given:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Constraint, did_you_mean, kind_named
+from .base import Constraint, kind_named, suggest
 from .several import conflict
 from .text import words
 from .values import VALUES, Values
@@ -121,7 +121,7 @@ def compose(
 
 def _quarters(split: str) -> tuple[int, ...]:
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; {did_you_mean(split, SPLITS)}")
+        raise ValueError(f"unknown split {split!r}. {suggest(split, SPLITS)}")
     return SPLITS[split]
 
 

@@ -1,0 +1,32 @@
+"""Commands that list what can be set and checked: recipe, constraints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("recipe")
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key.")
+def recipe_(recipe: Path | None, overrides: tuple[str, ...]) -> None:
+    """List every recipe key with its default and meaning, or resolve and print RECIPE."""
+    from spar_lite.recipe import describe_keys, dump_recipe, load_recipe
+
+    if recipe is not None:
+        click.echo(dump_recipe(load_recipe(recipe, overrides)), nl=False)
+        return
+    for key, default, text in describe_keys():
+        click.echo(f"{key}{f' = {default}' if default else ''}\n    {text}")
+
+
+@click.command("constraints")
+def constraints_() -> None:
+    """List the constraint kinds that a program can check, with an example of each."""
+    import random
+
+    from spar_lite.constraints import KINDS
+
+    for name, kind in KINDS.items():
+        click.echo(f"{name}\n    {kind.sample(random.Random(0)).describe()}")
