@@ -30,14 +30,18 @@ _NUMBERED = re.compile(
 async def judge_answer(
     engine: Engine, prompt: Prompt, answer: str, id: str, settings: Judge
 ) -> Judgement:
-    """Judge one answer under the recipe's mode; vote ids are ``ID/v0`` and so on."""
+    """Judge one answer under the recipe's mode; vote ids are ``ID/v0`` and so on.
+
+    With ``early_stop`` votes are asked for in rounds, each the fewest that could decide, so that
+    none is drawn in vain and which are drawn depends on nothing but the votes themselves.
+    """
     replies: list[Completion] = []
-    if settings.mode != "code":
-        messages = judge_messages(prompt.text, answer)
-        replies = await asyncio.gather(
+    messages = judge_messages(prompt.text, answer)
+    while settings.mode != "code" and (more := missing(replies, settings)):
+        replies += await asyncio.gather(
             *(
                 complete(engine, "refiner", f"{id}/v{n}", messages, settings)
-                for n in range(settings.votes)
+                for n in range(len(replies), len(replies) + more)
             )
         )
     votes = tuple(read_vote(reply.text) for reply in replies)
@@ -49,6 +53,17 @@ def read_vote(reply: str) -> Vote:
     """Turn a judge reply into a vote, thinking removed."""
     text = strip_thinking(reply)
     return Vote(text, parse_verdict(text))
+
+
+def missing(replies: Sequence[Completion], settings: Judge) -> int:
+    """How many votes to ask for next; 0 once all are there or the rest could change nothing."""
+    left = settings.votes - len(replies)
+    if not settings.early_stop:
+        return left
+    verdicts = [read_vote(reply.text).verdict for reply in replies]
+    lead = abs(verdicts.count(True) - verdicts.count(False))
+    # Decided: lead > left. With k more votes for the leader that is lead + k > left - k.
+    return 0 if lead > left else (left - lead) // 2 + 1 if left else 0
 
 
 def majority(votes: Sequence[Vote]) -> tuple[float | None, bool | None]:

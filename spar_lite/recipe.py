@@ -60,7 +60,10 @@ class Model(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the first CUDA device if there is one"
     )
-    threads: Natural = Field(0, description="CPU threads; 0 leaves PyTorch's choice")
+    threads: Natural = Field(0, description="CPU threads; 0 chooses by a short measurement")
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="share of the device's memory to use; the rest is left to your desktop"
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; off unless you trust it"
     )
@@ -164,6 +167,11 @@ class Judge(Decoding):
         "hybrid: the program's verdict where it can check, the model's for the rest",
     )
     votes: Count = Field(5, description="replies per answer; the majority decides")
+    early_stop: bool = Field(
+        True,
+        description="ask for no more votes once the majority is decided whatever the rest says; "
+        "false: the paper's rule, always all",
+    )
 
 
 class Search(Decoding):
@@ -237,7 +245,14 @@ class EngineSettings(Section):
         "auto",
         description="auto: continuous batching if a self-check on this device passes, else static",
     )
-    batch: Natural = Field(0, description="sequences at a time; 0 chooses by device")
+    batch: Natural = Field(
+        0, description="sequences at a time, at most; 0 chooses by device and free memory"
+    )
+    weights: Literal["auto", "separate", "merged"] = Field(
+        "auto",
+        description="merged: while a role answers, one plain matrix a layer (bf16 on CUDA, fp32 on "
+        "CPU) instead of base plus adapter; auto: merged on a CPU with room for it, else separate",
+    )
 
 
 class Recipe(Section):

@@ -88,7 +88,11 @@ class Run:
                 from spar_lite.model import RolloutEngine
 
                 engine = RolloutEngine(
-                    self.policy, self.recipe.engine, self.recipe.seed, self.screen.say
+                    self.policy,
+                    self.recipe.engine,
+                    self.recipe.seed,
+                    self.screen.say,
+                    self.recipe.model.memory_fraction,
                 )
                 engine.on_tokens = self.screen.tokens
                 self._engine = engine

@@ -51,7 +51,13 @@ def tiny_policy(tiny_folder: Path) -> Callable[..., Policy]:
         from spar_lite.model import Policy
         from spar_lite.recipe import Lora, Model
 
-        chosen = {"quantization": "none", "device": "cpu", "lora": Lora(r=4, alpha=8), **settings}
+        chosen = {
+            "quantization": "none",
+            "device": "cpu",
+            "threads": 1,
+            "lora": Lora(r=4, alpha=8),
+            **settings,
+        }
         return Policy.load(Model(id=str(tiny_folder), **chosen), seed)
 
     return make

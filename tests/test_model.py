@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from spar_lite.engine import Completion, Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, cache_folder, locate, self_check, source
-from spar_lite.model.rollout import cut, plain_generate
-from spar_lite.model.slots import Decoder, TokenSequence, common, sample
+from spar_lite.model.draw import sample
+from spar_lite.model.reference import cut, plain_generate
+from spar_lite.model.slots import Decoder, TokenSequence, common
 from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
 

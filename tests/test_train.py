@@ -13,7 +13,7 @@ from spar_lite import train
 from spar_lite.engine import Sampling
 from spar_lite.errors import TrainingError
 from spar_lite.model import Policy
-from spar_lite.model.rollout import plain_generate
+from spar_lite.model.reference import plain_generate
 from spar_lite.recipe import Dpo, Lora, Training
 from spar_lite.records import Message, PreferencePair, TrainingExample
 from spar_lite.train import rows, train_actor, train_on_examples

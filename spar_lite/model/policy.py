@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,14 @@ from transformers import (
 )
 
 from spar_lite.errors import ModelError
+from spar_lite.model.machine import give_back, pick_device, tune_cpu
+from spar_lite.model.merged import FastWeights
 from spar_lite.model.source import locate
 from spar_lite.recipe import Model
 from spar_lite.records import Message, Role
+
+ROWS = {"cpu": 64, "cuda": 256}
+"""Sequences decoded at a time, at most, before a CPU is measured and memory is looked at."""
 
 ADAPTERS: dict[Role, str] = {"actor": "default", "refiner": "refiner"}
 
@@ -46,6 +51,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.quantized = quantized
         self.role: Role | None = None
+        self.fast: FastWeights | None = None
+        self.rows = ROWS[self.device.type]
         self.switch("actor")
 
     @classmethod
@@ -57,8 +64,6 @@ class Policy:
         Raises:
             ModelError: the model, its tokenizer or its chat template is missing or does not fit.
         """
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         device = pick_device(settings.device)
         quantized = settings.quantization == "nf4" or (
             settings.quantization == "auto" and device.type == "cuda"
@@ -66,6 +71,13 @@ class Policy:
         where = locate(settings.id)
         tokenizer = _load_tokenizer(where, settings)
         base = _load_base(where, settings, device, quantized)
+        return cls.build(base, tokenizer, settings, seed, quantized)
+
+    @classmethod
+    def build(
+        cls, base: Any, tokenizer: Any, settings: Model, seed: int, quantized: bool
+    ) -> Policy:
+        """Put two fresh adapters on a base that is already in memory, and suit the CPU."""
         torch.manual_seed(seed)
         config = _lora_config(settings)
         with warnings.catch_warnings():
@@ -73,7 +85,14 @@ class Policy:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
             model.add_adapter(ADAPTERS["refiner"], config)
-        return cls(model, tokenizer, quantized)
+        policy = cls(model, tokenizer, quantized)
+        if policy.device.type == "cpu":
+            hidden = base.config.get_text_config().hidden_size
+            threads, policy.rows = tune_cpu(hidden, threads=settings.threads)
+            torch.set_num_threads(threads)
+        elif settings.memory_fraction < 1:
+            torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, policy.device)
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +113,8 @@ class Policy:
 
     def switch(self, role: Role) -> None:
         """Make ``role`` answer: toggles adapters in place, in eval mode, nothing trainable."""
+        if role != self.role:
+            self.slow_down()
         if role == "base":
             self.model.base_model.disable_adapter_layers()
         else:
@@ -103,10 +124,30 @@ class Policy:
         self.model.eval()
         self.role = role
 
+    def speed_up(self) -> None:
+        """Give the present role fast weights until ``slow_down``; see ``merged``."""
+        if self.fast is None:
+            adapter = None if self.role in (None, "base") else ADAPTERS[self.role]
+            self.fast = FastWeights(self.inner, adapter)
+
+    def slow_down(self) -> None:
+        """Back to the layers' own products; the memory is returned."""
+        if self.fast is not None:
+            self.fast.remove()
+            self.fast = None
+            give_back(self.device)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Hidden states (batch, hidden) to logits (batch, vocabulary)."""
+        head: Callable[[Tensor], Tensor] = self.fast.head if self.fast else self.inner.lm_head
+        return head
+
     @contextmanager
     def training(self, role: Role) -> Iterator[PeftModel]:
         """Make one adapter, and nothing else, trainable while the context lasts."""
         self.switch(role)
+        self.slow_down()
         self.model.set_adapter(ADAPTERS[role])
         self.model.train()
         try:
@@ -180,14 +221,8 @@ class Policy:
                     f"{wanted or 'none'}, found {found or 'none'}. Were model.lora or model.id "
                     "different when it was made?"
                 )
+        self.slow_down()
         set_peft_model_state_dict(self.model, state, adapter_name=ADAPTERS[role])
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Resolve "auto" and refuse a CUDA that is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("model.device wanted cuda, found no CUDA device. Use -o model.device=cpu.")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _lora_config(settings: Model) -> LoraConfig:

@@ -11,31 +11,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from spar_lite.engine import Completion, Request, Sampling
+from spar_lite.engine import Completion, Request
 from spar_lite.errors import EngineError
-from spar_lite.model.policy import Policy
+from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out_of_memory
+from spar_lite.model.merged import copy_bytes
+from spar_lite.model.policy import ADAPTERS, Policy
+from spar_lite.model.reference import cut, plain_generate, self_check
 from spar_lite.model.slots import Decoder, TokenSequence
 from spar_lite.recipe import EngineSettings
-from spar_lite.records import Message, Role, stable_seed
-
-SLOTS = 64
-"""Sequences decoded at a time, unless the recipe says otherwise."""
+from spar_lite.records import Role, stable_seed
 
 TURNS = 12
 """Turns of the event loop after a step; more than any chain of awaits in the method is long."""
-
-CHECK_CHATS = (
-    "Name a colour.",
-    "Say hello to a friend in one short sentence.",
-    "Name a colour of the sky.",
-)
-CHECK_TOKENS = 12
-NEAR_TIE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Largest gap in logits at which two greedy tokens count as a tie, by dtype."""
 
 
 @dataclass(slots=True)
@@ -62,7 +50,8 @@ class RolloutEngine:
         policy: the model and its adapters.
         settings: the recipe's engine section.
         seed: sampling follows from it and from each request's id.
-        say: told once about the self-check's result.
+        say: told about the self-check's result, and when memory ran out.
+        memory_fraction: share of the device's memory to use.
     """
 
     def __init__(
@@ -71,10 +60,13 @@ class RolloutEngine:
         settings: EngineSettings,
         seed: int,
         say: Callable[[str], None] = lambda _: None,
+        memory_fraction: float = 1.0,
     ) -> None:
         self.policy = policy
         self.seed = seed
-        self.slots = settings.batch or SLOTS
+        self.slots = settings.batch or policy.rows
+        self.weights = settings.weights
+        self.memory_fraction = memory_fraction
         self.path = settings.path
         self.say = say
         self.usage = Usage()
@@ -115,14 +107,28 @@ class RolloutEngine:
             return self.path == "continuous"
         if role not in self._checked:
             self.policy.switch(role)
-            fault = self_check(self.policy, self.slots)
-            self._checked[role] = fault is None
             where = f"{role} on {self.policy.device}"
+            fault = self_check(self.policy, self.slots, self.merges(role))
+            if fault and self.merges(role):
+                self.say(f"{where}: with merged weights {fault}; using base plus adapter")
+                self.weights = "separate"
+                fault = self_check(self.policy, self.slots)
+            self._checked[role] = fault is None
             if fault:
                 self.say(f"{where}: {fault}; using plain generate in static batches")
             else:
                 self.say(f"{where}: fast path checked, same tokens as plain generate")
         return self._checked[role]
+
+    def merges(self, role: Role) -> bool:
+        """Whether ``role`` answers with fast weights (``merged``), as the recipe and memory say."""
+        if self.weights != "auto":
+            return self.weights == "merged"
+        # On CUDA the gain has not been measured; on a CPU it has (LOG.md).
+        if self.policy.device.type != "cpu" or self.policy.fast is not None:
+            return self.policy.fast is not None
+        need = copy_bytes(self.policy.inner, ADAPTERS.get(role))
+        return need < free_memory(self.policy.device, self.memory_fraction) / 4
 
     async def _run(self, role: Role) -> None:
         """Decode until nothing is left, giving way to coroutines after every step."""
@@ -147,9 +153,13 @@ class RolloutEngine:
             self._loop = None
 
     async def _continuous(self, waiting: list[asyncio.Future[Completion]]) -> None:
-        decoder = Decoder(self.policy.inner, self.slots, self.policy.eos, self._prefill_tokens())
+        if self.merges(self.policy.role or "base"):
+            self.policy.speed_up()
+        decoder = self._decoder()
         owners: dict[int, tuple[Request, asyncio.Future[Completion]]] = {}
         while self._queue or not decoder.idle:
+            # The longest first, so that no long one is left to run alone at the end.
+            self._queue.sort(key=lambda item: -item[0].max_new_tokens)
             for request, ids, future in self._queue:
                 sequence = self._sequence(request, ids)
                 owners[id(sequence)] = (request, future)
@@ -157,14 +167,45 @@ class RolloutEngine:
                 decoder.add(sequence)
             self._queue.clear()
             before = decoder.steps, decoder.busy_steps
-            for sequence in decoder.step():
+            for sequence in self._step(decoder):
                 request, future = owners.pop(id(sequence))
                 self._deliver(request, sequence.prompt, sequence.reply, sequence.finished, future)
             self.usage.steps += decoder.steps - before[0]
             self.usage.running += decoder.busy_steps - before[1]
-            self.usage.capacity += (decoder.steps - before[0]) * self.slots
+            self.usage.capacity += (decoder.steps - before[0]) * decoder.slots
             self.on_tokens(len(decoder.active))
             await _give_way()
+        del decoder
+        give_back(self.policy.device)
+
+    def _decoder(self) -> Decoder:
+        """A decoder with an empty cache, as large as the memory that is free now allows."""
+        policy = self.policy
+        give_back(policy.device)
+        budget = cache_budget(policy.device, self.memory_fraction)
+        prefill = 8192 if policy.device.type == "cuda" else 512
+        return Decoder(policy.inner, self.slots, policy.eos, prefill, budget, policy.head)
+
+    def _step(self, decoder: Decoder) -> list[TokenSequence]:
+        """One step; out of memory, half as many sequences go on, and none is lost."""
+        try:
+            return decoder.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._halve(decoder.slots)
+        decoder.shrink()
+        give_back(self.policy.device)
+        return []
+
+    def _halve(self, slots: int) -> None:
+        if slots == 1:
+            raise EngineError(
+                f"out of memory on {self.policy.device} with one sequence at a time. Shorten "
+                "max_new_tokens, choose a smaller model, or free memory on the device."
+            )
+        self.slots = slots // 2
+        self.say(f"out of memory with {slots} sequences at a time: going on with {self.slots}")
 
     async def _static(self, waiting: list[asyncio.Future[Completion]]) -> None:
         """Batches of like settings, sorted by prompt length, through plain ``generate``."""
@@ -177,12 +218,20 @@ class RolloutEngine:
             )
             batch = self._queue[: min(size, self.slots)]
             del self._queue[: len(batch)]
-            waiting += [future for _, _, future in batch]
             limit = max(request.max_new_tokens for request, _, _ in batch)
             seed = stable_seed(self.seed, *(request.id for request, _, _ in batch))
-            replies = plain_generate(
-                self.policy, [ids for _, ids, _ in batch], limit, sampling, seed
-            )
+            try:
+                replies = plain_generate(
+                    self.policy, [ids for _, ids, _ in batch], limit, sampling, seed
+                )
+            except (RuntimeError, MemoryError) as error:
+                self._queue += batch
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(min(len(batch), self.slots))
+                give_back(self.policy.device)
+                continue
+            waiting += [future for _, _, future in batch]
             for (request, ids, future), reply in zip(batch, replies, strict=True):
                 kept, ended = cut(reply, self.policy.eos, request.max_new_tokens)
                 self._deliver(request, ids, kept, ended, future)
@@ -208,9 +257,6 @@ class RolloutEngine:
         if not future.done():
             future.set_result(Completion(request.id, text, len(prompt), len(reply), finished))
 
-    def _prefill_tokens(self) -> int:
-        return 8192 if self.policy.device.type == "cuda" else 512
-
 
 async def _give_way() -> None:
     """Let coroutines that just got their replies run until they wait for the next ones.
@@ -220,93 +266,3 @@ async def _give_way() -> None:
     """
     for _ in range(TURNS):
         await asyncio.sleep(0)
-
-
-def plain_generate(
-    policy: Policy, prompts: Sequence[list[int]], limit: int, sampling: Sampling, seed: int = 0
-) -> list[list[int]]:
-    """The reference path: transformers' ``generate`` on a left-padded batch; new tokens only."""
-    pad = policy.tokenizer.pad_token_id
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    options: dict[str, object] = {"do_sample": False}
-    if sampling.temperature > 0:
-        torch.manual_seed(seed)
-        options = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
-    with torch.no_grad():
-        output = policy.inner.generate(
-            input_ids=ids.to(policy.device),
-            attention_mask=mask.to(policy.device),
-            max_new_tokens=limit,
-            eos_token_id=list(policy.eos),
-            pad_token_id=pad,
-            **options,
-        )
-    new: list[list[int]] = output[:, longest:].tolist()
-    return new
-
-
-def cut(reply: list[int], eos: Sequence[int], limit: int) -> tuple[list[int], bool]:
-    """Cut a reply at its first end token or at ``limit``; say whether it ended by itself."""
-    for place, token in enumerate(reply[:limit]):
-        if token in eos:
-            return reply[:place], True
-    return reply[:limit], False
-
-
-def self_check(policy: Policy, slots: int) -> str | None:
-    """Compare the fast path with plain ``generate``, greedy; None if they agree, else the fault.
-
-    Tokens must be equal up to a near tie: where they part, the reference's logits of both tokens
-    must lie within ``NEAR_TIE``, since another batch shape may round the other way.
-    """
-    if not _full_attention(policy.inner.config.get_text_config()):
-        # A window shorter than a long reply: no short check could find the difference.
-        return "the model has layers without full attention"
-    prompts = [policy.encode((Message("user", text),)) for text in CHECK_CHATS]
-    decoder = Decoder(policy.inner, min(slots, len(prompts)), policy.eos, 64)
-    sequences = [TokenSequence(p, CHECK_TOKENS, Sampling(), 0) for p in prompts]
-    for sequence in sequences:
-        decoder.add(sequence)
-    try:
-        while not decoder.idle:
-            decoder.step()
-    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
-        # A model family whose attention does not fit the slot cache: the reference path serves it.
-        return f"the fast path does not run ({type(error).__name__}: {str(error)[:120]})"
-    for chat, prompt, sequence in zip(CHECK_CHATS, prompts, sequences, strict=True):
-        wanted, _ = cut(
-            plain_generate(policy, [prompt], CHECK_TOKENS, Sampling())[0], policy.eos, CHECK_TOKENS
-        )
-        if not _same(policy, prompt, wanted, sequence.reply):
-            return f"the fast path differs from plain generate after {chat!r}"
-    return None
-
-
-def _full_attention(config: Any) -> bool:
-    """Whether every layer attends to the whole past."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return set(kinds) == {"full_attention"}
-    return getattr(config, "sliding_window", None) is None
-
-
-def _same(policy: Policy, prompt: list[int], wanted: list[int], found: list[int]) -> bool:
-    if wanted == found:
-        return True
-    end = policy.eos[0]
-    place = next(
-        (n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b),
-        min(len(wanted), len(found)),
-    )
-    ids = torch.tensor([prompt + wanted[:place]], device=policy.device)
-    with torch.no_grad():
-        logits = policy.inner(input_ids=ids).logits[0, -1].float()
-    a, b = ((tokens[place] if place < len(tokens) else end) for tokens in (wanted, found))
-    return abs(float(logits[a] - logits[b])) <= NEAR_TIE.get(policy.inner.dtype, 1e-3)

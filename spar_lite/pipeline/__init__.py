@@ -84,12 +84,13 @@ def _finished(run: Run, stage: Stage) -> bool:
     if marker is None:
         return False
     now, then = recipe_slice(run.recipe, stage.keys), marker["recipe"]
-    for key in sorted(set(now) | set(then)):
-        if now.get(key) != then.get(key):
+    # A key that only one of them has came or went with a version; it is nobody's change of mind.
+    for key in sorted(set(now) & set(then)):
+        if now[key] != then[key]:
             raise StoreError(
-                f"{run.folder}: {stage.label} was finished with {key}: {then.get(key)!r}, the "
-                f"recipe now says {now.get(key)!r}. To go on with this run: "
-                f"-o '{key}={_yaml(then.get(key))}'. For the new value: another --run folder."
+                f"{run.folder}: {stage.label} was finished with {key}: {then[key]!r}, the "
+                f"recipe now says {now[key]!r}. To go on with this run: "
+                f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder."
             )
     return True
 

@@ -1,0 +1,115 @@
+"""The key/value cache under the decoder: one row a sequence, all rows of one length.
+
+Grows in rows and length as the sequences do, never beyond a budget of bytes. Knows tensors and the
+interface that transformers' attention layers call; nothing of sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+BLOCK = 64
+"""Lengths are multiples of this many positions."""
+
+
+class SlotCache:
+    """Keys and values of all slots, in the shape that transformers' attention asks for.
+
+    Per layer two tensors (rows, kv heads, length, head dim). ``aim`` says which rows and positions
+    the next forward pass writes; ``update`` is then called by each attention layer.
+
+    Args:
+        position_bytes: bytes that one position of one row takes in all layers.
+        budget: bytes that the cache may take in all; None for no limit.
+    """
+
+    is_compileable = False
+
+    def __init__(self, position_bytes: int, budget: int | None = None) -> None:
+        self.position_bytes = position_bytes
+        self.budget = budget
+        self.rows = 0
+        self.length = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._rows: Tensor | slice = slice(0)
+        self._positions: Tensor | None = None
+        self._width = 0
+
+    def rows_at(self, length: int) -> int:
+        """How many rows of this length fit the budget; always one, or nothing could ever run."""
+        if self.budget is None:
+            return 1 << 30
+        return max(1, self.budget // (self.position_bytes * _rounded(length)))
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Hold at least ``rows`` rows of ``length`` positions, keeping what the first ones hold.
+
+        Length grows by a quarter at a time where that fits, so that copying stays rare. Spare rows
+        (their prefixes may still be of use) are given up where the new length has no room for them.
+        """
+        if length > self.length:
+            ample = max(length, self.length + self.length // 4)
+            fits = self.rows_at(ample) >= max(rows, self.rows)
+            length = _rounded(ample if fits else length)
+        length = max(length, self.length)
+        rows = max(rows, min(self.rows, self.rows_at(length)))
+        if (rows, length) == (self.rows, self.length):
+            return
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                new = old.new_zeros(rows, old.shape[1], length, old.shape[3])
+                kept = min(rows, self.rows)
+                new[:kept, :, : self.length] = old[:kept]
+                tensors[layer] = new
+        self.rows, self.length = rows, length
+
+    def aim(self, rows: Tensor | slice, positions: Tensor, width: int) -> None:
+        """Point the next forward pass at ``rows`` and ``positions`` (batch, queries)."""
+        self._rows, self._positions, self._width = rows, positions, width
+
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (batch, kv heads, queries, head dim); return all to attend."""
+        if layer_idx == len(self.keys):
+            shape = (self.rows, key.shape[1], self.length, key.shape[3])
+            self.keys.append(key.new_zeros(shape))
+            self.values.append(value.new_zeros(shape))
+        return (
+            self._write(self.keys[layer_idx], key),
+            self._write(self.values[layer_idx], value),
+        )
+
+    def _write(self, cache: Tensor, new: Tensor) -> Tensor:
+        assert self._positions is not None
+        if isinstance(self._rows, slice):
+            view = cache[self._rows]
+            where = self._positions[:, None, :, None].expand_as(new)
+            view.scatter_(2, where, new)
+            return view[:, :, : self._width]
+        rows = self._rows[:, None]
+        cache[rows, :, self._positions] = new.transpose(1, 2)
+        return cache[self._rows, :, : self._width]
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of one slot to another, in every layer."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Asked by model code that was given positions and a mask already; never used by it."""
+        return self._width
+
+
+def bytes_per_position(config: Any, itemsize: int) -> int:
+    """Bytes that one token's keys and values take in all layers of a model with this config."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * itemsize)
+
+
+def _rounded(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK

@@ -1,0 +1,74 @@
+"""From logits to tokens: greedy, or by inversion with each sequence's own random numbers.
+
+A draw does not depend on what else is in the batch, so a resumed run gives the same tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spar_lite.engine import Sampling
+
+
+class Drawer(Protocol):
+    """What a draw asks of a sequence: how to draw, and its next random number."""
+
+    sampling: Sampling
+    random: random.Random
+
+
+def draw(logits: Tensor, sequences: Sequence[Drawer]) -> list[int]:
+    """Draw one token a row; logits (batch, vocabulary).
+
+    Each sequence brings its own random numbers (one uniform a token, by inversion), so a draw does
+    not depend on what else is in the batch.
+    """
+    logits = logits.float()
+    chosen: list[int] = logits.argmax(-1).tolist()
+    groups: dict[Sampling, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        if sequence.sampling.temperature > 0:
+            groups.setdefault(sequence.sampling, []).append(row)
+    for sampling, rows in groups.items():
+        uniform = torch.tensor([sequences[row].random.random() for row in rows])
+        some = logits if len(rows) == len(sequences) else logits[rows]
+        tokens = sample(some / sampling.temperature, sampling, uniform.to(logits.device))
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            chosen[row] = token
+    return chosen
+
+
+def sample(scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Draw by inversion from softmax(scores) cut to top_k and the nucleus top_p.
+
+    scores (batch, vocabulary), uniform (batch,) in [0, 1); returns (batch,). The nucleus is exact:
+    it is looked for among the likeliest 256 tokens, and in a full sort only where those hold too
+    little mass, because sorting a vocabulary costs more than a step of a small model.
+    """
+    size = scores.shape[-1]
+    if sampling.top_k or sampling.top_p < 1:
+        wide = min(sampling.top_k or 256, size)
+        mass = torch.softmax(scores, -1)
+        probabilities, tokens = mass.topk(wide)
+        if not sampling.top_k and bool((probabilities.sum(-1) < sampling.top_p).any()):
+            probabilities, tokens = mass.sort(descending=True)
+        if sampling.top_k:
+            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+        return tokens.gather(-1, _invert(probabilities, uniform)).squeeze(-1)
+    return _invert(torch.softmax(scores, -1), uniform).squeeze(-1)
+
+
+def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Index (batch, 1) at which the cumulated probability passes ``uniform`` of the total."""
+    cumulated = probabilities.cumsum(-1)
+    # Rounded to 1.0, the largest random numbers would pass every token, those cut off too.
+    target = uniform[:, None].clamp(max=1 - 2**-24) * cumulated[:, -1:]
+    index = torch.searchsorted(cumulated, target.to(cumulated.dtype), right=True)
+    return index.clamp(max=probabilities.shape[-1] - 1)

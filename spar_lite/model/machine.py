@@ -1,0 +1,125 @@
+"""What the machine has to give: free memory, peak memory, threads.
+
+Knows torch and the operating system; nothing of models or requests.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from spar_lite.errors import ModelError
+
+CACHE_SHARE = {"cuda": 0.75, "cpu": 0.5}
+"""Share of the free memory that keys and values may take; the rest is for activations."""
+
+ROWS = (16, 32, 64)
+NEAR = 0.9
+"""Rates from this share of the best on count as a tie."""
+
+LINUX = sys.platform == "linux"
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Resolve "auto" and refuse a CUDA that is not there.
+
+    Raises:
+        ModelError: "cuda" was wanted and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device wanted cuda, found no CUDA device. Use -o model.device=cpu.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def free_memory(device: torch.device, fraction: float) -> int:
+    """Bytes that this process may still take on ``device``, of ``fraction`` of its memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        ours = torch.cuda.memory_allocated(device)
+        free += torch.cuda.memory_reserved(device) - ours
+        return max(0, min(free, int(fraction * total) - ours))
+    memory = psutil.virtual_memory()
+    ours = psutil.Process().memory_info().rss
+    return max(0, min(int(memory.available), int(fraction * memory.total) - int(ours)))
+
+
+def cache_budget(device: torch.device, fraction: float) -> int:
+    """Bytes that keys and values may take now."""
+    return int(CACHE_SHARE[device.type] * free_memory(device, fraction))
+
+
+def give_back(device: torch.device) -> None:
+    """Return memory that nothing uses any more to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator, could not give the memory asked for."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new measurement of the peak, where the system allows it (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return  # the peak is then the process's whole past
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes since ``reset_peak``: allocated on CUDA, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return int(psutil.Process().memory_info().rss)
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def tune_cpu(
+    hidden: int, clock: Callable[[], float] = time.perf_counter, threads: int = 0
+) -> tuple[int, int]:
+    """The fastest (threads, rows of a decoding step) on this CPU now, by a short measurement.
+
+    More threads than free cores can be ten times slower than one: they wait for one another by
+    spinning. A near tie goes to fewer threads and fewer rows. ``threads`` fixes the first.
+    """
+    before = torch.get_num_threads()
+    cores = len(psutil.Process().cpu_affinity()) if LINUX else psutil.cpu_count() or 1
+    weight = torch.ones(4 * hidden, hidden)
+    rates: dict[tuple[int, int], float] = {}
+    for count in {threads} if threads else {1, max(1, cores // 2), cores}:
+        torch.set_num_threads(count)
+        for rows in ROWS:
+            rates[count, rows] = rows / _seconds(weight, torch.ones(hidden, rows), clock)
+    torch.set_num_threads(before)
+    best = max(rates.values())
+    return min(choice for choice, rate in rates.items() if rate >= NEAR * best)
+
+
+def _seconds(weight: Tensor, x: Tensor, clock: Callable[[], float]) -> float:
+    """Median time of one product."""
+    torch.mm(weight, x)
+    took = []
+    for _ in range(7):
+        start = clock()
+        torch.mm(weight, x)
+        took.append(clock() - start)
+    return statistics.median(took)
