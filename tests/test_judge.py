@@ -1,6 +1,7 @@
 """Votes, the program's word, and what follows from both; each outcome is worked out by hand."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -28,7 +29,11 @@ BLUR = "I cannot say."
 
 
 def judge(
-    prompt: Prompt, answer: str, replies: list[str], mode: str = "llm"
+    prompt: Prompt,
+    answer: str,
+    replies: list[str],
+    mode: str = "llm",
+    early_stop: bool = False,
 ) -> tuple[Judgement, ScriptedEngine]:
     """Judge with scripted votes; vote n is the n-th reply, whatever the order of arrival."""
 
@@ -37,7 +42,12 @@ def judge(
         return replies[int(request.id.removeprefix("p/0/v"))]
 
     engine = ScriptedEngine(reply, shuffle_seed=1)
-    settings = Judge(mode=mode, votes=len(replies) or 1, max_new_tokens=99)  # type: ignore[arg-type]
+    settings = Judge(
+        mode=mode,  # type: ignore[arg-type]
+        votes=len(replies) or 1,
+        max_new_tokens=99,
+        early_stop=early_stop,
+    )
     return asyncio.run(judge_answer(engine, prompt, answer, "p/0", settings)), engine
 
 
@@ -80,6 +90,30 @@ def test_llm_mode_is_the_majority(
     else:
         assert found.critique == replies["y" if verdict else "n"] and found.critique_by == "model"
     assert len(engine.requests) == len(letters)
+
+
+@pytest.mark.parametrize("votes", [1, 2, 3, 4, 5])
+def test_early_stop_changes_no_verdict_and_draws_no_vote_in_vain(votes: int):
+    replies = {"y": "Good. Final Judgement: Yes", "n": "Bad. Final Judgement: No", "?": BLUR}
+    for letters in itertools.product("yn?", repeat=votes):
+        texts = [replies[letter] for letter in letters]
+        whole, _ = judge(PLAIN, PASSES, texts)
+        found, engine = judge(PLAIN, PASSES, texts, early_stop=True)
+        assert found.verdict is whole.verdict, letters
+        assert found.critique == whole.critique
+        assert found.votes == whole.votes[: len(found.votes)], "the first ones, in order"
+        assert len(engine.requests) == len(found.votes) == found.cost.calls
+        drawn = letters[: len(found.votes)]
+        readable = drawn.count("y") + drawn.count("n")
+        assert found.value == (drawn.count("y") / readable if readable else None)
+        # without its last vote the majority could still have turned, or it would not be there
+        lead = abs(drawn[:-1].count("y") - drawn[:-1].count("n"))
+        assert lead <= votes - (len(drawn) - 1)
+
+
+def test_three_of_five_agreeing_votes_are_enough():
+    found, engine = judge(PLAIN, PASSES, ["Final Judgement: No"] * 5, early_stop=True)
+    assert (found.value, found.verdict, len(engine.requests)) == (0.0, False, 3)
 
 
 def test_the_critique_is_the_first_vote_that_agrees():

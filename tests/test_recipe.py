@@ -304,6 +304,7 @@ def test_a_slice_is_flat_and_holds_only_what_was_asked_for():
         "seed": 7,
         "engine.path": "auto",
         "engine.batch": 0,
+        "engine.weights": "auto",
     }
     assert recipe_slice(recipe, ["model.lora"]) == {
         "model.lora.r": 4,

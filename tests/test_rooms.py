@@ -31,6 +31,7 @@ FLOORS = {
     "train": 3,
     "evaluate": 3,
     "metrics": 3,
+    "bench": 4,
     "run": 4,
     "pipeline": 4,
     "report": 5,
@@ -50,7 +51,7 @@ ARROWS = {
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
-HEAVY_ROOMS = {"model", "train"}
+HEAVY_ROOMS = {"model", "train", "bench"}
 # These may load what is heavy once they are asked to do something, inside a function.
 LATE = {"cli", "pipeline", "run"}
 

@@ -95,7 +95,7 @@ class World:
 
     @property
     def judge(self) -> Judge:
-        return Judge(mode=self.mode, votes=self.votes)  # type: ignore[arg-type]
+        return Judge(mode=self.mode, votes=self.votes, early_stop=False)  # type: ignore[arg-type]
 
     @property
     def search(self) -> Search:

@@ -1,6 +1,6 @@
 """A tiny random Llama with a real tokenizer, built in code: no network, no data.
 
-Knows transformers and tokenizers; nothing of spar_lite.
+Knows transformers; the tokenizer is the benchmark's.
 """
 
 from __future__ import annotations
@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from spar_lite.bench.shapes import CHATML, byte_tokenizer
 
 
 def make_tiny_model(folder: Path, seed: int = 0, chat_template: str | None = CHATML) -> Path:
@@ -24,7 +19,7 @@ def make_tiny_model(folder: Path, seed: int = 0, chat_template: str | None = CHA
 
     The vocabulary is the 256 bytes and three special tokens, so any text can be encoded.
     """
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_template
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -48,17 +43,6 @@ def make_tiny_model(folder: Path, seed: int = 0, chat_template: str | None = CHA
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={char: n for n, char in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|pad|>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>"
-    )
 
 
 def make_tiny_gguf(folder: Path, file: Path) -> None:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def make_console() -> Console:
+def make_console(stderr: bool = False) -> Console:
+    """A console on standard output, or on standard error where output is for programs."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(stderr=stderr)
     # A log or a pipe has no width of its own: wide enough that no table cell is cut.
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Console(width=160, stderr=stderr)
 
 
 def quiet_libraries() -> None:

@@ -40,6 +40,13 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def total_memory(device: torch.device) -> int:
+    """All bytes of the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)
+
+
 def free_memory(device: torch.device, fraction: float) -> int:
     """Bytes that this process may still take on ``device``, of ``fraction`` of its memory."""
     if device.type == "cuda":

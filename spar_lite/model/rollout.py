@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from spar_lite.engine import Completion, Request
 from spar_lite.errors import EngineError
@@ -18,7 +18,7 @@ from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out
 from spar_lite.model.merged import copy_bytes
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.model.reference import cut, plain_generate, self_check
-from spar_lite.model.slots import Decoder, TokenSequence
+from spar_lite.model.slots import Counts, Decoder, TokenSequence
 from spar_lite.recipe import EngineSettings
 from spar_lite.records import Role, stable_seed
 
@@ -27,15 +27,20 @@ TURNS = 12
 
 
 @dataclass(slots=True)
-class Usage:
+class Usage(Counts):
     """What the engine has done since the last ``take_usage``."""
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    steps: int = 0
-    running: int = 0
     capacity: int = 0
+
+    def count(self, decoder: Decoder) -> None:
+        """Add what a decoder did since it was last asked."""
+        done, decoder.counts = decoder.counts, Counts()
+        for part in fields(Counts):
+            setattr(self, part.name, getattr(self, part.name) + getattr(done, part.name))
+        self.capacity += done.steps * decoder.slots
 
     @property
     def occupancy(self) -> float:
@@ -65,6 +70,7 @@ class RolloutEngine:
         self.policy = policy
         self.seed = seed
         self.slots = settings.batch or policy.rows
+        self.eos = policy.eos
         self.weights = settings.weights
         self.memory_fraction = memory_fraction
         self.path = settings.path
@@ -151,6 +157,7 @@ class RolloutEngine:
                 raise
         finally:
             self._loop = None
+            give_back(self.policy.device)
 
     async def _continuous(self, waiting: list[asyncio.Future[Completion]]) -> None:
         if self.merges(self.policy.role or "base"):
@@ -166,17 +173,12 @@ class RolloutEngine:
                 waiting.append(future)
                 decoder.add(sequence)
             self._queue.clear()
-            before = decoder.steps, decoder.busy_steps
             for sequence in self._step(decoder):
                 request, future = owners.pop(id(sequence))
                 self._deliver(request, sequence.prompt, sequence.reply, sequence.finished, future)
-            self.usage.steps += decoder.steps - before[0]
-            self.usage.running += decoder.busy_steps - before[1]
-            self.usage.capacity += (decoder.steps - before[0]) * decoder.slots
+            self.usage.count(decoder)
             self.on_tokens(len(decoder.active))
             await _give_way()
-        del decoder
-        give_back(self.policy.device)
 
     def _decoder(self) -> Decoder:
         """A decoder with an empty cache, as large as the memory that is free now allows."""
@@ -184,7 +186,7 @@ class RolloutEngine:
         give_back(policy.device)
         budget = cache_budget(policy.device, self.memory_fraction)
         prefill = 8192 if policy.device.type == "cuda" else 512
-        return Decoder(policy.inner, self.slots, policy.eos, prefill, budget, policy.head)
+        return Decoder(policy.inner, self.slots, self.eos, prefill, budget, policy.head)
 
     def _step(self, decoder: Decoder) -> list[TokenSequence]:
         """One step; out of memory, half as many sequences go on, and none is lost."""

@@ -14,6 +14,7 @@ Promise: greedy output equals plain ``generate`` (``rollout`` checks it before t
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,18 @@ class TokenSequence:
                 self.random.random()
 
 
+@dataclass(slots=True)
+class Counts:
+    """What a decoder has done: decoding steps, rows in them, prompt tokens computed, seconds."""
+
+    steps: int = 0
+    running: int = 0
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    model_seconds: float = 0.0
+
+
 class Decoder:
     """Admit sequences, step, hand back the finished ones.
 
@@ -104,9 +117,7 @@ class Decoder:
         self.active: list[TokenSequence] = []
         self.held: list[list[int]] = []
         self.out: list[TokenSequence] = []
-        self.steps = 0
-        self.busy_steps = 0
-        self.computed = 0
+        self.counts = Counts()
 
     def add(self, sequence: TokenSequence) -> None:
         """Queue a sequence."""
@@ -123,13 +134,17 @@ class Decoder:
 
         After an exception for want of memory ``shrink`` sets things right; nothing is lost.
         """
+        begin = time.perf_counter()
         self._admit()
+        admitted = time.perf_counter()
         if self.active:
             self._make_room()
             self._decode()
-            self.steps += 1
-            self.busy_steps += len(self.active)
+            self.counts.steps += 1
+            self.counts.running += len(self.active)
             self._retire(0)
+        self.counts.prefill_seconds += admitted - begin
+        self.counts.decode_seconds += time.perf_counter() - admitted
         finished, self.out = self.out, []
         return finished
 
@@ -253,11 +268,11 @@ class Decoder:
         self.cache.aim(torch.tensor(rows, device=self.device), positions.to(self.device), width)
         hidden = self._forward(ids, positions, width)
         picked = hidden[torch.arange(len(rows), device=self.device), last]
-        self.computed += ids.numel()
+        self.counts.prefill_tokens += sum(map(len, fresh))
         for row, sequence in zip(rows, sequences, strict=True):
             sequence.done = len(sequence.tokens)
             self.held[row] = sequence.prompt
-        self._extend(sequences, self.head(picked))
+        self._extend(sequences, self._logits(picked))
 
     def _decode(self) -> None:
         """One token for every running sequence; slots 0 to len(active) are theirs."""
@@ -266,14 +281,14 @@ class Decoder:
         width = int(positions.max()) + 1
         self.cache.aim(slice(0, len(self.active)), positions.to(self.device), width)
         hidden = self._forward(ids, positions, width)
-        logits = self.head(hidden[:, -1])
-        self.computed += len(self.active)
+        logits = self._logits(hidden[:, -1])
         for sequence in self.active:
             sequence.done += 1
         self._extend(self.active, logits)
 
     def _forward(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
         """Run the transformer body; return hidden states (batch, queries, hidden)."""
+        begin = time.perf_counter()
         positions = positions.to(self.device)
         mask = torch.arange(width, device=self.device) <= positions[:, None, :, None]
         output = self.model.model(
@@ -284,7 +299,15 @@ class Decoder:
             use_cache=True,
         )
         hidden: Tensor = output.last_hidden_state
+        self.counts.model_seconds += time.perf_counter() - begin
         return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (batch, hidden) to logits (batch, vocabulary)."""
+        begin = time.perf_counter()
+        logits = self.head(hidden)
+        self.counts.model_seconds += time.perf_counter() - begin
+        return logits
 
     def _extend(self, sequences: Sequence[TokenSequence], logits: Tensor) -> None:
         """Draw the next token of each sequence; logits (batch, vocabulary)."""
