@@ -40,31 +40,35 @@ class SlotCache:
 
     def rows_at(self, length: int) -> int:
         """How many rows of this length fit the budget; always one, or nothing could ever run."""
+        return max(1, self._room(length))
+
+    def _room(self, length: int) -> int:
         if self.budget is None:
             return 1 << 30
-        return max(1, self.budget // (self.position_bytes * _rounded(length)))
+        return self.budget // (self.position_bytes * _rounded(length))
 
     def reserve(self, rows: int, length: int) -> None:
         """Hold at least ``rows`` rows of ``length`` positions, keeping what the first ones hold.
 
         Length grows by a quarter at a time where that fits, so that copying stays rare. Spare rows
-        (their prefixes may still be of use) are given up where the new length has no room for them.
+        and spare length (their prefixes may still be of use) are given up where they do not fit.
         """
-        if length > self.length:
-            ample = max(length, self.length + self.length // 4)
-            fits = self.rows_at(ample) >= max(rows, self.rows)
-            length = _rounded(ample if fits else length)
-        length = max(length, self.length)
-        rows = max(rows, min(self.rows, self.rows_at(length)))
-        if (rows, length) == (self.rows, self.length):
+        old = self.length
+        if length > old:
+            ample = max(length, old + old // 4)
+            new = _rounded(ample if self._room(ample) >= max(rows, self.rows) else length)
+        else:
+            new = old if self._room(old) >= rows else _rounded(length)
+        rows = max(rows, min(self.rows, self.rows_at(new)))
+        if (rows, new) == (self.rows, old):
             return
+        kept = slice(min(rows, self.rows)), slice(None), slice(min(new, old))
         for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                new = old.new_zeros(rows, old.shape[1], length, old.shape[3])
-                kept = min(rows, self.rows)
-                new[:kept, :, : self.length] = old[:kept]
-                tensors[layer] = new
-        self.rows, self.length = rows, length
+            for layer, tensor in enumerate(tensors):
+                moved = tensor.new_zeros(rows, tensor.shape[1], new, tensor.shape[3])
+                moved[kept] = tensor[kept]
+                tensors[layer] = moved
+        self.rows, self.length = rows, new
 
     def aim(self, rows: Tensor | slice, positions: Tensor, width: int) -> None:
         """Point the next forward pass at ``rows`` and ``positions`` (batch, queries)."""

@@ -29,15 +29,17 @@ def draw(logits: Tensor, sequences: Sequence[Drawer]) -> list[int]:
     not depend on what else is in the batch.
     """
     logits = logits.float()
-    chosen: list[int] = logits.argmax(-1).tolist()
+    chosen = [0] * len(sequences)
     groups: dict[Sampling, list[int]] = {}
     for row, sequence in enumerate(sequences):
-        if sequence.sampling.temperature > 0:
-            groups.setdefault(sequence.sampling, []).append(row)
+        groups.setdefault(sequence.sampling, []).append(row)
     for sampling, rows in groups.items():
-        uniform = torch.tensor([sequences[row].random.random() for row in rows])
         some = logits if len(rows) == len(sequences) else logits[rows]
-        tokens = sample(some / sampling.temperature, sampling, uniform.to(logits.device))
+        if sampling.temperature > 0:
+            uniform = torch.tensor([sequences[row].random.random() for row in rows])
+            tokens = sample(some / sampling.temperature, sampling, uniform.to(logits.device))
+        else:
+            tokens = some.argmax(-1)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
     return chosen

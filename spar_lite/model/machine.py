@@ -21,9 +21,8 @@ from spar_lite.errors import ModelError
 CACHE_SHARE = {"cuda": 0.75, "cpu": 0.5}
 """Share of the free memory that keys and values may take; the rest is for activations."""
 
-ROWS = (16, 32, 64)
 NEAR = 0.9
-"""Rates from this share of the best on count as a tie."""
+"""Speeds from this share of the best on count as a tie."""
 
 LINUX = sys.platform == "linux"
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -100,25 +99,22 @@ def peak_memory(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def tune_cpu(
-    hidden: int, clock: Callable[[], float] = time.perf_counter, threads: int = 0
-) -> tuple[int, int]:
-    """The fastest (threads, rows of a decoding step) on this CPU now, by a short measurement.
+def best_threads(hidden: int, clock: Callable[[], float] = time.perf_counter) -> int:
+    """The fastest number of CPU threads now, by a short measurement of a decoding step's product.
 
     More threads than free cores can be ten times slower than one: they wait for one another by
-    spinning. A near tie goes to fewer threads and fewer rows. ``threads`` fixes the first.
+    spinning. A near tie goes to fewer threads.
     """
     before = torch.get_num_threads()
     cores = len(psutil.Process().cpu_affinity()) if LINUX else psutil.cpu_count() or 1
-    weight = torch.ones(4 * hidden, hidden)
-    rates: dict[tuple[int, int], float] = {}
-    for count in {threads} if threads else {1, max(1, cores // 2), cores}:
-        torch.set_num_threads(count)
-        for rows in ROWS:
-            rates[count, rows] = rows / _seconds(weight, torch.ones(hidden, rows), clock)
+    weight, x = torch.ones(4 * hidden, hidden), torch.ones(hidden, 64)
+    seconds: dict[int, float] = {}
+    for threads in {1, max(1, cores // 2), cores}:
+        torch.set_num_threads(threads)
+        seconds[threads] = _seconds(weight, x, clock)
     torch.set_num_threads(before)
-    best = max(rates.values())
-    return min(choice for choice, rate in rates.items() if rate >= NEAR * best)
+    least = min(seconds.values())
+    return min(threads for threads, took in seconds.items() if took * NEAR <= least)
 
 
 def _seconds(weight: Tensor, x: Tensor, clock: Callable[[], float]) -> float:

@@ -91,7 +91,8 @@ def _turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) < TURN_FROM:
         return torch.nn.functional.linear(x, weight, bias)
-    out = (weight @ rows.t()).t()
+    # Attention has a fast kernel for rows that lie together, and a slow one for others.
+    out = (weight @ rows.t()).t().contiguous()
     if bias is not None:
-        out = out + bias
-    return out.reshape(*x.shape[:-1], len(weight))
+        out += bias
+    return out.view(*x.shape[:-1], len(weight))

@@ -31,14 +31,11 @@ from transformers import (
 )
 
 from spar_lite.errors import ModelError
-from spar_lite.model.machine import give_back, pick_device, tune_cpu
+from spar_lite.model.machine import best_threads, give_back, pick_device
 from spar_lite.model.merged import FastWeights
 from spar_lite.model.source import locate
 from spar_lite.recipe import Model
 from spar_lite.records import Message, Role
-
-ROWS = {"cpu": 64, "cuda": 256}
-"""Sequences decoded at a time, at most, before a CPU is measured and memory is looked at."""
 
 ADAPTERS: dict[Role, str] = {"actor": "default", "refiner": "refiner"}
 
@@ -52,7 +49,6 @@ class Policy:
         self.quantized = quantized
         self.role: Role | None = None
         self.fast: FastWeights | None = None
-        self.rows = ROWS[self.device.type]
         self.switch("actor")
 
     @classmethod
@@ -88,8 +84,7 @@ class Policy:
         policy = cls(model, tokenizer, quantized)
         if policy.device.type == "cpu":
             hidden = base.config.get_text_config().hidden_size
-            threads, policy.rows = tune_cpu(hidden, threads=settings.threads)
-            torch.set_num_threads(threads)
+            torch.set_num_threads(settings.threads or best_threads(hidden))
         elif settings.memory_fraction < 1:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, policy.device)
         return policy

@@ -22,6 +22,9 @@ from spar_lite.model.slots import Counts, Decoder, TokenSequence
 from spar_lite.recipe import EngineSettings
 from spar_lite.records import Role, stable_seed
 
+SLOTS = {"cpu": 64, "cuda": 256}
+"""Sequences decoded at a time, at most. Speed rises with them (LOG.md); memory sets the end."""
+
 TURNS = 12
 """Turns of the event loop after a step; more than any chain of awaits in the method is long."""
 
@@ -69,7 +72,7 @@ class RolloutEngine:
     ) -> None:
         self.policy = policy
         self.seed = seed
-        self.slots = settings.batch or policy.rows
+        self.slots = settings.batch or SLOTS[policy.device.type]
         self.eos = policy.eos
         self.weights = settings.weights
         self.memory_fraction = memory_fraction

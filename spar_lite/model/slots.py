@@ -174,7 +174,7 @@ class Decoder:
     def _reserve(self, rows: int, length: int) -> None:
         ample = min(self.slots, self.cache.rows_at(length), -(-rows // 16) * 16)
         self.cache.reserve(max(rows, ample), length)
-        self.held = self.held[: self.cache.rows]
+        self.held = [held[: self.cache.length] for held in self.held[: self.cache.rows]]
         self.held += [[] for _ in range(self.cache.rows - len(self.held))]
 
     def _admit(self) -> None:
@@ -187,8 +187,8 @@ class Decoder:
             longest = max(len(s.tokens) for s in (*self.active, *(s for s, _, _ in wave)))
             self._reserve(first + len(wave), longest)
             for row, (sequence, source, shared) in enumerate(wave, start=first):
-                if source >= len(self.held):
-                    shared = 0  # that row had to go when the rows became longer
+                if source >= len(self.held) or shared > len(self.held[source]):
+                    shared = 0  # what it would have copied had to go when the cache was rearranged
                 elif shared and source != row:
                     self.cache.copy_row(source, row, shared)
                 sequence.done = shared
