@@ -599,7 +599,10 @@ def test_auto_falls_back_and_says_so(full: Policy, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("spar_lite.model.rollout.self_check", lambda *_: "a fault")
     broken = RolloutEngine(full, EngineSettings(path="auto", batch=4), 3, said.append)
     assert asyncio.run(broken.generate("actor", requests)) == wanted
-    assert said == ["actor on cpu: a fault; using plain generate in static batches"]
+    assert said == [
+        "actor on cpu: with merged weights a fault; using base plus adapter",
+        "actor on cpu: a fault; using plain generate in static batches",
+    ]
 
 
 def test_the_models_own_sampling_defaults_do_not_leak_in(
