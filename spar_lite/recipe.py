@@ -299,13 +299,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}:{line} is not YAML: {_first_line(error)}") from None
     if not isinstance(data, dict):
         raise RecipeError(f'{path}: wanted keys such as "model:", found {type(data).__name__}.')
+    return parse_recipe(data, str(path), overrides)
+
+
+def parse_recipe(
+    data: dict[str, Any], where: str = "recipe", overrides: Sequence[str] = ()
+) -> Recipe:
+    """Validate plain data as a recipe; errors name ``where`` and the key path."""
     for text in overrides:
         _override(data, text)
-    return parse_recipe(data, str(path))
-
-
-def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validate plain data as a recipe; errors name ``where`` and the key path."""
     try:
         return Recipe.model_validate(_tuples(data))
     except ValidationError as error:

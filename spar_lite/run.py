@@ -146,27 +146,38 @@ class Run:
         items: Sequence[tuple[str, Callable[[], Awaitable[T]]]],
         unit: str,
     ) -> list[T]:
-        """Make one record per item, all in flight at once; keep each as it comes; resume by id.
+        """``collect`` with this run's screen."""
+        return collect(self.screen, name, file, items, unit)
 
-        ``items`` are (id, coroutine function) in the order that the finished file will have.
-        """
-        done = file.resume()
-        self.screen.start(name, len(items), unit)
-        self.screen.advance(sum(id in done for id, _ in items))
 
-        async def work(id: str, make: Callable[[], Awaitable[T]]) -> None:
-            record = await make()
-            file.append(record)
-            done[id] = record
-            self.screen.advance(1)
+def collect(
+    screen: Screen,
+    name: str,
+    file: StageFile[T],
+    items: Sequence[tuple[str, Callable[[], Awaitable[T]]]],
+    unit: str,
+) -> list[T]:
+    """Make one record per item, all in flight at once; keep each as it comes; resume by id.
 
-        async def everything() -> None:
-            await asyncio.gather(*(work(id, make) for id, make in items if id not in done))
+    ``items`` are (id, coroutine function) in the order that the finished file will have.
+    """
+    done = file.resume()
+    screen.start(name, len(items), unit)
+    screen.advance(sum(id in done for id, _ in items))
 
-        asyncio.run(everything())
-        records = [done[id] for id, _ in items]
-        file.finish(records)
-        return records
+    async def work(id: str, make: Callable[[], Awaitable[T]]) -> None:
+        record = await make()
+        file.append(record)
+        done[id] = record
+        screen.advance(1)
+
+    async def everything() -> None:
+        await asyncio.gather(*(work(id, make) for id, make in items if id not in done))
+
+    asyncio.run(everything())
+    records = [done[id] for id, _ in items]
+    file.finish(records)
+    return records
 
 
 def by_id(records: Iterable[T]) -> dict[str, T]:

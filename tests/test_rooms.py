@@ -31,7 +31,9 @@ FLOORS = {
     "train": 3,
     "evaluate": 3,
     "metrics": 3,
+    "decode": 3,
     "bench": 4,
+    "target": 4,
     "run": 4,
     "pipeline": 4,
     "report": 5,
@@ -44,7 +46,8 @@ ARROWS = {
     "search": {"judge", "sample"},
     "train": {"model"},
     "bootstrap": {"sample"},
-    "evaluate": {"sample", "judge", "search"},
+    "decode": {"sample", "judge", "search"},
+    "evaluate": {"sample", "judge", "search", "decode"},
     "metrics": {"judge", "evaluate"},
     "pipeline": {"run"},
     "cli": {"report"},
@@ -53,7 +56,7 @@ ARROWS = {
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
 HEAVY_ROOMS = {"model", "train", "bench"}
 # These may load what is heavy once they are asked to do something, inside a function.
-LATE = {"cli", "pipeline", "run"}
+LATE = {"cli", "pipeline", "run", "target"}
 
 FILES = sorted(HOUSE.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""Scores of a checkpoint, each a file of its own: held-out prompts with checkable constraints."""
+"""Scores of a checkpoint, one file a task; ``scorecard`` is where their results lie."""
 
 from spar_lite.evaluate.heldout import (
     HeldoutResult,
@@ -8,12 +8,15 @@ from spar_lite.evaluate.heldout import (
     share,
     summarise,
 )
+from spar_lite.evaluate.scorecard import Scorecard, scorecards
 
 __all__ = [
     "HeldoutResult",
+    "Scorecard",
     "answer_heldout",
     "paired_difference",
     "review_heldout",
+    "scorecards",
     "share",
     "summarise",
 ]
