@@ -15,6 +15,9 @@ from spar_lite.model import Policy
 NAIVE_SAMPLE = 16
 """Requests that are also answered one at a time: that is slow, and the rate is steady."""
 
+STATIC_SAMPLE = 6
+"""Batches that are also answered statically, for the same reason."""
+
 
 def one_at_a_time(policy: Policy, requests: Sequence[Request]) -> dict[str, Any]:
     """Some of the requests, evenly chosen by length, one ``generate`` call each."""
@@ -24,10 +27,11 @@ def one_at_a_time(policy: Policy, requests: Sequence[Request]) -> dict[str, Any]
 
 
 def static_batches(policy: Policy, requests: Sequence[Request], size: int) -> dict[str, Any]:
-    """All requests in batches sorted by the reply's length, which no real batch knows before."""
+    """Batches sorted by the reply's length, which no real batch knows before; evenly chosen."""
     ordered = sorted(requests, key=lambda r: r.max_new_tokens)
     batches = [ordered[n : n + size] for n in range(0, len(ordered), size)]
-    return {"batch": size, **_generate(policy, batches)}
+    every = max(1, len(batches) // STATIC_SAMPLE)
+    return {"batch": size, **_generate(policy, batches[every // 2 :: every])}
 
 
 def _generate(policy: Policy, batches: Sequence[Sequence[Request]]) -> dict[str, Any]:

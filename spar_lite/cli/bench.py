@@ -23,7 +23,7 @@ GIB = 2**30
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("--shape", type=click.Choice(SHAPE_NAMES), help="Random weights, no download.")
-@click.option("--trees", default=0, help="Trees in the search workload [default: 16, CUDA 128].")
+@click.option("--trees", default=0, help="Trees in the search workload [default: 64, CUDA 128].")
 @click.option("--static-batch", default=16, show_default=True, help="Batch of the static baseline.")
 @click.option("--train-tokens", default=-1, help="Tokens of a training example; 0 skips training.")
 @click.option("--memory-gb", default=0.0, help="Cap on memory: emulates a smaller card.")
@@ -60,7 +60,7 @@ def bench(
         policy, settings = _load(settings, memory_gb, console)
         cuda = policy.device.type == "cuda"
         plan = room.Bench(
-            Sizes(trees or (128 if cuda else 16)),
+            Sizes(trees or (128 if cuda else 64)),
             static_batch,
             train_tokens if train_tokens >= 0 else 2048 if cuda else 256,
             baselines=not no_baselines,

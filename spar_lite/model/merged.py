@@ -8,6 +8,8 @@ copy of the weights. Knows PEFT's layers and bitsandbytes' storage; nothing of r
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-TURN_FROM = 8
-"""Rows from which W @ x.T beats x @ W.T on a CPU (measured, see LOG.md); one row is the reverse."""
+BUCKETS = 10
+"""Row counts by powers of two, up to 512, for which the faster product is measured."""
 
 
 class FastWeights:
@@ -29,8 +31,7 @@ class FastWeights:
 
     def __init__(self, model: Any, adapter: str | None) -> None:
         self.layers = _linear(model)
-        turned = model.device.type == "cpu"
-        product = _turned if turned else torch.nn.functional.linear
+        product = best_product() if model.device.type == "cpu" else torch.nn.functional.linear
         try:
             for layer in self.layers:
                 base = layer.get_base_layer()
@@ -42,9 +43,7 @@ class FastWeights:
             self.remove()
             raise
         head = model.lm_head
-        self.head: Callable[[Tensor], Tensor] = (
-            (lambda hidden: _turned(hidden, head.weight, head.bias)) if turned else head
-        )
+        self.head: Callable[[Tensor], Tensor] = lambda x: product(x, head.weight, head.bias)
 
     def remove(self) -> None:
         """Give every layer its own products back, and the memory."""
@@ -80,19 +79,56 @@ def dense(layer: Any, dtype: torch.dtype) -> Tensor:
     return whole.to(dtype)
 
 
-def _forward(
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor | None
-) -> Callable[..., Tensor]:
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _forward(product: Product, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
     return lambda x, *_, **__: product(x, weight, bias)
 
 
-def _turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T, computed as (weight @ x.T).T where that is faster."""
-    rows = x.reshape(-1, x.shape[-1])
-    if len(rows) < TURN_FROM:
-        return torch.nn.functional.linear(x, weight, bias)
+@functools.cache
+def best_product(clock: Callable[[], float] = time.perf_counter) -> Product:
+    """x @ weight.T, written for each number of rows in the order that this CPU does faster.
+
+    Which of x @ W.T and (W @ x.T).T wins differs by machine and by rows, up to threefold (LOG.md).
+    """
+    weight = torch.ones(1536, 576)
+    turn = []
+    for bucket in range(BUCKETS):
+        x = torch.ones(2**bucket, weight.shape[1])
+        plain, turned = (_seconds(f, x, weight, clock) for f in (_linear_rows, _turned_rows))
+        turn.append(turned < plain)
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        turned = turn[min(len(rows).bit_length() - 1, BUCKETS - 1)]
+        out = (_turned_rows if turned else _linear_rows)(rows, weight)
+        if bias is not None:
+            out += bias
+        return out.view(*x.shape[:-1], len(weight))
+
+    return product
+
+
+def _linear_rows(rows: Tensor, weight: Tensor) -> Tensor:
+    return rows @ weight.t()
+
+
+def _turned_rows(rows: Tensor, weight: Tensor) -> Tensor:
     # Attention has a fast kernel for rows that lie together, and a slow one for others.
-    out = (weight @ rows.t()).t().contiguous()
-    if bias is not None:
-        out += bias
-    return out.view(*x.shape[:-1], len(weight))
+    return (weight @ rows.t()).t().contiguous()
+
+
+def _seconds(
+    product: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    clock: Callable[[], float],
+) -> float:
+    """Least time of one product, of a few."""
+    took = []
+    for _ in range(7):
+        start = clock()
+        product(x, weight)
+        took.append(clock() - start)
+    return min(took)

@@ -30,6 +30,10 @@ from spar_lite.model.draw import draw
 SHARE_AT_LEAST = 8
 """Waiting a step for a neighbour's prefix pays only from about this many tokens on."""
 
+TRICKLE = 8
+"""Up to so many missing prompt tokens are fed one a step, beside the sequences that decode: a pass
+of their own would cost about as much as a whole step (measured, see LOG.md)."""
+
 
 @dataclass(eq=False)
 class TokenSequence:
@@ -192,11 +196,16 @@ class Decoder:
                 elif shared and source != row:
                     self.cache.copy_row(source, row, shared)
                 sequence.done = shared
-                self.held[row] = []  # until its keys and values are there
+                self.held[row] = sequence.tokens[:shared]  # the rest once it is there
                 self.active.append(sequence)
-            for chunk in self._chunks(range(first, len(self.active))):
+            rows = range(first, len(self.active))
+            for chunk in self._chunks([r for r in rows if self._missing(r) > TRICKLE]):
                 self._prefill(chunk)
             self._retire(first)
+
+    def _missing(self, row: int) -> int:
+        """Tokens of a slot's sequence whose keys and values are not computed yet."""
+        return len(self.active[row].tokens) - self.active[row].done
 
     def _choose_wave(self) -> list[tuple[TokenSequence, int, int]]:
         """Pick waiting sequences to prefill together, each with its prefix donor.
@@ -241,14 +250,11 @@ class Decoder:
                 best, shared = slot, length
         return best, min(shared, len(tokens) - 1)
 
-    def _chunks(self, rows: range) -> Iterator[list[int]]:
+    def _chunks(self, rows: Sequence[int]) -> Iterator[list[int]]:
         """Split rows into prefill batches of like length, ``prefill_tokens`` at most each."""
-        ordered = sorted(rows, key=lambda r: len(self.active[r].tokens) - self.active[r].done)
         chunk: list[int] = []
-        for row in reversed(ordered):
-            longest = chunk or [row]
-            head = self.active[longest[0]]
-            if chunk and (len(chunk) + 1) * (len(head.tokens) - head.done) > self.prefill_tokens:
+        for row in sorted(rows, key=self._missing, reverse=True):
+            if chunk and (len(chunk) + 1) * self._missing(chunk[0]) > self.prefill_tokens:
                 yield chunk
                 chunk = []
             chunk.append(row)
@@ -275,16 +281,20 @@ class Decoder:
         self._extend(sequences, self._logits(picked))
 
     def _decode(self) -> None:
-        """One token for every running sequence; slots 0 to len(active) are theirs."""
-        ids = torch.tensor([[s.tokens[-1]] for s in self.active])
+        """One token of every running sequence; slots 0 to len(active) are theirs."""
+        ids = torch.tensor([[s.tokens[s.done]] for s in self.active])
         positions = torch.tensor([[s.done] for s in self.active])
         width = int(positions.max()) + 1
         self.cache.aim(slice(0, len(self.active)), positions.to(self.device), width)
         hidden = self._forward(ids, positions, width)
-        logits = self._logits(hidden[:, -1])
         for sequence in self.active:
             sequence.done += 1
-        self._extend(self.active, logits)
+        ready = [row for row in range(len(self.active)) if not self._missing(row)]
+        if len(ready) == len(self.active):
+            self._extend(self.active, self._logits(hidden[:, -1]))
+        elif ready:
+            last = hidden[torch.tensor(ready, device=self.device), -1]
+            self._extend([self.active[row] for row in ready], self._logits(last))
 
     def _forward(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
         """Run the transformer body; return hidden states (batch, queries, hidden)."""
