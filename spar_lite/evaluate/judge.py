@@ -1,0 +1,186 @@
+"""How good the refiner is as a judge, each answer judged by itself (paper, section 3.3).
+
+Two sources of cases with a known truth: LLMBar, whose preferred output counts as following the
+instruction and the other as not; and minimal pairs that a program made from a model's own answers,
+half of which meet every constraint. Either way half of the truth is Yes, so a judge that always
+says the same word is right half of the time.
+
+Knows the engine protocol, constraints and files of cases; nothing of models or folders of results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spar_lite import constraints
+from spar_lite.bootstrap import good_and_bad, whole_sentences
+from spar_lite.engine import Engine
+from spar_lite.errors import StoreError
+from spar_lite.judge import judge_answer
+from spar_lite.recipe import Judge
+from spar_lite.records import Cost, Prompt, Response, Vote
+from spar_lite.statistics import Interval, f1_score, macro_mean, wilson
+
+HUB = "princeton-nlp/LLMBar"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeCase:
+    """One answer with its truth. ``pair``: cases of one pair share it. ``subset``: for the table"""
+
+    id: str
+    pair: str
+    subset: str
+    instruction: str
+    answer: str
+    truth: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeResult:
+    """What the refiner said. ``score``: 1 right, 0 wrong or no judgement at all."""
+
+    id: str
+    pair: str
+    subset: str
+    truth: bool
+    votes: tuple[Vote, ...]
+    value: float | None
+    verdict: bool | None
+    score: float
+    cost: Cost
+
+
+def llmbar_cases(path: Path) -> list[JudgeCase]:
+    """Read LLMBar: a dataset.json, or a folder with one below each subset's folder.
+
+    Raises:
+        StoreError: no such file, or one of another shape; what was wanted is named.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob("dataset.json"))
+        if not files:
+            raise StoreError(f"{path} holds no dataset.json; wanted LLMBar's Dataset folder.")
+        names = ["/".join(f.parent.relative_to(path).parts) or path.name for f in files]
+    else:
+        files, names = [path], [path.parent.name]
+    return [case for f, name in zip(files, names, strict=True) for case in _read(f, name)]
+
+
+def _read(path: Path, subset: str) -> list[JudgeCase]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise TypeError(f"wanted a list, found {type(rows).__name__}")
+        return [case for n, row in enumerate(rows) for case in llmbar_pair(row, n, subset)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f'{path} is not LLMBar\'s: {error!r}. Wanted [{{"input", "output_1", "output_2", '
+            '"label": 1 or 2}, …].'
+        ) from None
+
+
+def llmbar_pair(row: Mapping[str, Any], number: int, subset: str) -> list[JudgeCase]:
+    """The two cases of one LLMBar row."""
+    if row["label"] not in (1, 2):
+        raise ValueError(f"row {number + 1}: label wants 1 or 2, found {row['label']!r}")
+    pair = f"{subset}-{number:04d}"
+    return [
+        JudgeCase(
+            f"{pair}-{side}",
+            pair,
+            subset,
+            str(row["input"]),
+            str(row[f"output_{side}"]),
+            row["label"] == side,
+        )
+        for side in (1, 2)
+    ]
+
+
+def minimal_pairs(
+    prompts: Sequence[Prompt], answers: Iterable[Response], seed: int
+) -> list[JudgeCase]:
+    """Two cases a prompt: an answer that meets every constraint, and one that a small edit parts
+    from it and that misses at least one; none where the program finds no such edit.
+
+    The subset is the kind of the first constraint missed.
+    """
+    by_prompt = {answer.prompt_id: answer for answer in answers}
+    cases = []
+    for prompt in prompts:
+        known = [constraints.from_json(data) for data in prompt.constraints]
+        answer = by_prompt.get(prompt.id)
+        pair = good_and_bad(known, whole_sentences(answer.text), seed) if answer else None
+        if pair is None:
+            continue
+        missed = next(rule.kind for rule in known if not rule.check(pair[1]))
+        for text, truth in zip(pair, (True, False), strict=True):
+            id = f"{prompt.id}-{'good' if truth else 'bad'}"
+            cases.append(JudgeCase(id, prompt.id, missed, prompt.text, text, truth))
+    return cases
+
+
+async def judge_case(engine: Engine, case: JudgeCase, settings: Judge) -> JudgeResult:
+    """N votes on one case; the program has no say, whatever the recipe's mode."""
+    settings = settings.model_copy(update={"mode": "llm"})
+    prompt = Prompt(case.id, case.instruction)
+    found = await judge_answer(engine, prompt, case.answer, case.id, settings)
+    score = float(found.verdict is case.truth)
+    return JudgeResult(
+        case.id,
+        case.pair,
+        case.subset,
+        case.truth,
+        found.votes,
+        found.value,
+        found.verdict,
+        score,
+        found.cost,
+    )
+
+
+def judge_scores(results: Sequence[JudgeResult], seed: int = 0) -> dict[str, Interval]:
+    """The scores of one judge.
+
+    accuracy counts a missing judgement as wrong, accuracy_judged leaves it out; f1 is that of Yes;
+    macro is the mean of the subsets' accuracies; preferred_higher: of the pairs whose values
+    differ, those where the better answer has the higher one.
+    """
+    judged = [r for r in results if r.verdict is not None]
+    votes = [vote for r in results for vote in r.votes]
+    unreadable = sum(vote.verdict is None for vote in votes)
+    ties = sum(r.value == 0.5 and r.verdict is None for r in results)
+    higher = _pairs(results)
+    subsets = sorted({r.subset for r in results})
+    by_subset = {s: [r.score for r in results if r.subset == s] for s in subsets}
+    scores = {
+        "accuracy": wilson(sum(r.score == 1 for r in results), len(results)),
+        "accuracy_judged": wilson(sum(r.score == 1 for r in judged), len(judged)),
+        "f1": f1_score([(r.truth, r.verdict is True) for r in results], seed),
+        "says_yes": wilson(sum(r.verdict is True for r in judged), len(judged)),
+        "preferred_higher": wilson(sum(higher), len(higher)),
+        "no_judgement": wilson(len(results) - len(judged), len(results)),
+        "ties": wilson(ties, len(results)),
+        "unreadable_votes": wilson(unreadable, len(votes)),
+    }
+    if len(subsets) > 1:
+        scores["macro"] = macro_mean(by_subset, seed)
+        for name, values in by_subset.items():
+            scores[f"accuracy/{name}"] = wilson(sum(v == 1 for v in values), len(values))
+    return scores
+
+
+def _pairs(results: Sequence[JudgeResult]) -> list[bool]:
+    """Whether the better answer has the higher value, for the pairs whose values differ."""
+    values: dict[str, dict[bool, float | None]] = {}
+    for r in results:
+        values.setdefault(r.pair, {})[r.truth] = r.value
+    both = [(v.get(True), v.get(False)) for v in values.values()]
+    return [
+        good > bad for good, bad in both if good is not None and bad is not None and good != bad
+    ]

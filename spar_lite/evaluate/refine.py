@@ -1,0 +1,137 @@
+"""How good the refiner is at mending, and how good it believes to be (paper, section 3.3).
+
+The answers to mend are the bare base model's own, so that every checkpoint of a base gets the same
+ones; a program knows which fail and what is truly mended. The refiner's own votes say what it
+believes; the gap between the two is its self-flattery (the paper: 79.0 by GPT-4o, 90.5 by itself).
+
+Knows the engine protocol and the constraints; nothing of models or files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spar_lite import constraints
+from spar_lite.engine import Engine, strip_thinking
+from spar_lite.judge import judge_answer, program_view
+from spar_lite.prompts import judge_reply, parse_refinement, refine_messages
+from spar_lite.recipe import Decoding, Judge
+from spar_lite.records import Cost, Prompt, Response
+from spar_lite.sample import complete
+from spar_lite.statistics import Interval, bootstrap_mean, wilson
+
+Critic = Literal["program", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefineResult:
+    """One failed answer and its refinement.
+
+    ``refined`` is None where no refinement came (unreadable, or the refiner saw no fault);
+    ``truly``: it meets every constraint; ``believed``: the refiner's majority says so (None: no
+    judgement); ``edit``: share of words changed, 0 to 1; ``score``: 1 if truly mended.
+    """
+
+    id: str
+    kinds: tuple[str, ...]
+    answer: str
+    noticed: bool | None
+    reply: str | None
+    refined: str | None
+    truly: bool
+    believed: bool | None
+    edit: float | None
+    score: float
+    cost: Cost
+
+
+def failed_answers(
+    prompts: Sequence[Prompt], answers: Iterable[Response]
+) -> list[tuple[Prompt, Response]]:
+    """The prompts whose answer is not empty and misses a constraint, with that answer."""
+    by_prompt = {answer.prompt_id: answer for answer in answers}
+    pairs = [(p, by_prompt[p.id]) for p in prompts if p.id in by_prompt and p.constraints]
+    return [(p, a) for p, a in pairs if a.text.strip() and program_view(p, a.text).verdict is False]
+
+
+async def mend_answer(
+    engine: Engine,
+    prompt: Prompt,
+    answer: Response,
+    judge: Judge,
+    critic: Critic,
+    reply_tokens: int,
+) -> RefineResult:
+    """One refinement, greedy, and the refiner's votes on it.
+
+    ``critic``: work from the program's critique, which measures mending alone; or from the
+    refiner's own, where its majority finds a fault, as in the loop.
+    """
+    judge = judge.model_copy(update={"mode": "llm"})
+    cost, noticed = Cost(), None
+    critique: str | None = judge_reply(program_view(prompt, answer.text).critique, False)
+    if critic == "own":
+        found = await judge_answer(engine, prompt, answer.text, f"{prompt.id}/own", judge)
+        cost, noticed = found.cost, None if found.verdict is None else not found.verdict
+        critique = found.critique if noticed else None
+    reply, refined, believed = None, None, None
+    if critique is not None:
+        greedy = Decoding(temperature=0.0, max_new_tokens=reply_tokens)
+        messages = refine_messages(prompt.text, answer.text, critique)
+        done = await complete(engine, "refiner", f"{prompt.id}/refine", messages, greedy)
+        cost, reply = cost + done.cost, strip_thinking(done.text)
+        refined = parse_refinement(reply)
+    if refined is not None:
+        after = await judge_answer(engine, prompt, refined, f"{prompt.id}/after", judge)
+        cost, believed = cost + after.cost, after.verdict
+    truly = refined is not None and program_view(prompt, refined).verdict is True
+    return RefineResult(
+        id=prompt.id,
+        kinds=tuple(constraints.from_json(data).kind for data in prompt.constraints),
+        answer=answer.text,
+        noticed=noticed,
+        reply=reply,
+        refined=refined,
+        truly=truly,
+        believed=believed,
+        edit=None if refined is None else edit_share(answer.text, refined),
+        score=float(truly),
+        cost=cost,
+    )
+
+
+def edit_share(old: str, new: str) -> float:
+    """Share of words that differ: 1 minus difflib's ratio over words (2 x matches / words)."""
+    return 1 - difflib.SequenceMatcher(None, old.split(), new.split(), autojunk=False).ratio()
+
+
+def refine_scores(results: Sequence[RefineResult], seed: int = 0) -> dict[str, Interval]:
+    """The scores of one refiner, over all failed answers.
+
+    truly_mended and believed_mended: shares of all failed answers; flattery: believed minus true,
+    paired over the same answers; edit: mean share of words changed, of those mended truly.
+    """
+    n = len(results)
+    believed = [r.believed is True for r in results]
+    scores = {
+        "truly_mended": wilson(sum(r.truly for r in results), n),
+        "believed_mended": wilson(sum(believed), n),
+        "flattery": bootstrap_mean(
+            [float(b) - float(r.truly) for b, r in zip(believed, results, strict=True)], seed
+        ),
+        "readable": wilson(sum(r.refined is not None for r in results), n),
+        "edit_share": bootstrap_mean([r.edit for r in results if r.edit is not None], seed),
+        "edit_share_mended": bootstrap_mean(
+            [r.edit for r in results if r.edit is not None and r.truly], seed
+        ),
+    }
+    noticed = [r.noticed for r in results if r.noticed is not None]
+    if noticed:
+        scores["noticed"] = wilson(sum(noticed), len(noticed))
+    for kind in sorted({kind for r in results for kind in r.kinds}):
+        own = [r.truly for r in results if kind in r.kinds]
+        scores[f"truly_mended/{kind}"] = wilson(sum(own), len(own))
+    return scores
