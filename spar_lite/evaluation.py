@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spar_lite.decode import Final, Plan, final_answer, first_answers
 from spar_lite.errors import StoreError
+from spar_lite.evaluate.ifeval import (
+    IfevalPrompt,
+    IfevalResult,
+    ifeval_scores,
+    read_responses,
+    verifiers,
+    verify,
+)
 from spar_lite.evaluate.judge import JudgeCase, JudgeResult, judge_case, judge_scores, minimal_pairs
 from spar_lite.evaluate.obedience import ConstraintsResult, check_final, constraint_scores
 from spar_lite.evaluate.refine import (
@@ -123,11 +131,14 @@ class Job:
         settings: dict[str, Any],
         scores: dict[str, Interval],
         costs: Sequence[Cost],
+        **more: Any,
     ) -> Card:
         """Write the scorecard, with what it cost."""
         cost = asdict(sum(costs, Cost()))
         seconds = round(time.perf_counter() - self._start, 1)
-        return card.finish(task, self.target.name, settings, scores, cost=cost, seconds=seconds)
+        return card.finish(
+            task, self.target.name, settings, scores, cost=cost, seconds=seconds, **more
+        )
 
 
 def eval_constraints(job: Job, plan: Plan, count: int) -> Card:
@@ -144,6 +155,36 @@ def eval_constraints(job: Job, plan: Plan, count: int) -> Card:
     card.results.finish(results)
     scores = constraint_scores(results, job.seed)
     return job.finish(card, "constraints", settings, scores, [r.cost for r in results])
+
+
+def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan) -> Card:
+    """IFEval on this target's answers, decoded as the plan says."""
+    utils = verifiers()  # before an hour of answers, not after
+    name = f"ifeval-{plan.name}"
+    card = Scorecard(job.folder, name, IfevalResult)
+    settings = {"prompts": len(prompts), **plan_settings(plan), **job.model_settings()}
+    card.begin(settings)
+    if (done := card.finished()) is not None:
+        return done
+    finals = job.answers(name, [p.as_prompt() for p in prompts], plan)
+    results = [
+        verify(utils, p, f.text, f.picked, f.finished, f.cost)
+        for p, f in zip(prompts, finals, strict=True)
+    ]
+    card.results.finish(results)
+    scores = ifeval_scores(results, job.seed)
+    cut = sum(not r.finished for r in results)
+    return job.finish(card, "ifeval", settings, scores, [r.cost for r in results], cut_off=cut)
+
+
+def score_responses(prompts: Sequence[IfevalPrompt], responses: Path) -> Card:
+    """IFEval on a file of responses; no model is loaded and nothing written."""
+    utils = verifiers()
+    found = read_responses(responses, prompts)
+    results = [verify(utils, p, found[p.key]) for p in prompts]
+    scores = {name: asdict(score) for name, score in ifeval_scores(results).items()}
+    settings = {"prompts": len(prompts), "responses": str(responses)}
+    return {"task": "ifeval", "target": str(responses), "settings": settings, "scores": scores}
 
 
 def eval_judge(

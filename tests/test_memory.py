@@ -16,6 +16,7 @@ from spar_lite.errors import EngineError
 from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.model.cache import SlotCache, bytes_per_position
 from spar_lite.model.machine import (
+    TRIES,
     best_threads,
     cache_budget,
     free_memory,
@@ -344,7 +345,8 @@ def test_threads_follow_the_measurement() -> None:
     before = torch.get_num_threads()
     assert best_threads(16, clock=lambda: float(next(ticks))) == 1
     assert torch.get_num_threads() == before
-    # Two readings a product, 7 products a number of threads: one thread takes ten times longer.
-    falling = iter([10.0 * n for n in range(14)] + [200.0 + n for n in range(1000)])
+    # Two readings a product: with one thread each takes ten times longer.
+    first = 2 * TRIES
+    falling = iter([10.0 * n for n in range(first)] + [10.0 * first + n for n in range(1000)])
     cores = len(psutil.Process().cpu_affinity())
     assert best_threads(16, clock=lambda: next(falling)) == (1 if cores == 1 else 2)

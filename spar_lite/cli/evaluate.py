@@ -97,6 +97,50 @@ def plan(job: Job, way: str, budget: int, max_new_tokens: int) -> Plan:
     return make_plan(recipe, way, budget, job.role, max_new_tokens)  # type: ignore[arg-type]
 
 
+@evaluate.command("ifeval")
+@click.argument("target", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="IFEval's input_data.jsonl [Hub].")
+@click.option("--responses", type=click.Path(path_type=Path), help="Score this JSONL; no model.")
+@click.option("--max-new-tokens", default=1280, show_default=True, help="Longest answer.")
+@click.option("--limit", default=0, help="Only the first prompts.")
+@decoding
+@common
+def ifeval(
+    target: str | None,
+    data: Path | None,
+    responses: Path | None,
+    max_new_tokens: int,
+    limit: int,
+    way: str,
+    budget: int,
+    checkpoint: str | None,
+    out: Path | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """IFEval: prompt and instruction level, strict and loose, by lm-evaluation-harness's verifiers.
+
+    TARGET's answers, or a file of --responses with "key" or "prompt", and "response", on each line.
+    """
+    from spar_lite.evaluate.ifeval import hub_ifeval, read_ifeval, verifiers
+
+    if (target is None) == (responses is None):
+        raise StoreError("wanted a TARGET or --responses FILE, and not both.")
+    verifiers()
+    prompts = read_ifeval(data) if data else hub_ifeval()
+    prompts = prompts[: limit or None]
+    if responses is not None:
+        from spar_lite.evaluation import score_responses
+
+        show(score_responses(prompts, responses), as_json)
+        return
+    from spar_lite.evaluation import eval_ifeval
+
+    with job(str(target), checkpoint, out, as_json, overrides) as work:
+        card = eval_ifeval(work, prompts, plan(work, way, budget, max_new_tokens))
+    show(card, as_json, work.folder)
+
+
 @evaluate.command("constraints")
 @click.argument("target")
 @click.option("--count", default=0, help="Held-out prompts [the recipe's evaluate.prompts].")

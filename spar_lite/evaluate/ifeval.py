@@ -1,0 +1,247 @@
+"""IFEval (arXiv 2311.07911): 541 prompts whose instructions a program verifies.
+
+The verifiers and their strict and loose rules are lm-evaluation-harness's own (extra ``eval``).
+This file reads prompts and responses, calls them, and adds intervals; values equal the harness's
+own aggregate to the last digit. NLTK's data are looked up on disk and never fetched.
+
+Knows files and the harness's task; nothing of engines or models.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spar_lite.errors import SparError, StoreError
+from spar_lite.records import Cost, Prompt
+from spar_lite.statistics import Interval, bootstrap, wilson
+
+HUB = "google/IFEval"
+INSTALL = "pip install 'spar-lite[eval]'"
+PUNKT = "tokenizers/punkt_tab"
+
+
+@dataclass(frozen=True, slots=True)
+class IfevalPrompt:
+    """One prompt with the names and arguments of its instructions; ``kwargs`` one each."""
+
+    key: int
+    prompt: str
+    instruction_id_list: tuple[str, ...]
+    kwargs: tuple[dict[str, Any], ...]
+
+    def as_prompt(self) -> Prompt:
+        """The prompt as the loop knows it; nothing that a judge could peek at."""
+        return Prompt(f"ifeval-{self.key}", self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class IfevalResult:
+    """One response with the verifiers' word on each instruction; ``score``: strict, all of them."""
+
+    id: str
+    key: int
+    response: str
+    instructions: tuple[str, ...]
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+    score: float
+    picked: str
+    finished: bool
+    cost: Cost
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def read_ifeval(path: Path) -> list[IfevalPrompt]:
+    """Read the original JSONL: key, prompt, instruction_id_list, kwargs.
+
+    Raises:
+        StoreError: naming file, line and what was wanted.
+    """
+    return [_prompt(row, f"{path} line {n}") for n, row in _rows(path)]
+
+
+def hub_ifeval() -> list[IfevalPrompt]:
+    """Load the Hub's copy through ``datasets``.
+
+    Raises:
+        SparError: it cannot be reached; ``--data`` is the way then.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(HUB, split="train")
+    except Exception as error:  # noqa: BLE001 - offline, gated, changed: the hint is the same
+        raise SparError(
+            f"{HUB} cannot be loaded ({type(error).__name__}). Give the original "
+            "input_data.jsonl (google-research, instruction_following_eval): --data FILE"
+        ) from None
+    return [_prompt(row, f"{HUB} row {n}") for n, row in enumerate(rows, 1)]
+
+
+def read_responses(path: Path, prompts: Sequence[IfevalPrompt]) -> dict[int, str]:
+    """Read a JSONL of {"key" or "prompt", "response"}; return responses by key.
+
+    Raises:
+        StoreError: a line of another shape, an unknown or repeated prompt, or missing ones.
+    """
+    by_text = {p.prompt: p.key for p in prompts}
+    keys = {p.key for p in prompts}
+    found: dict[int, str] = {}
+    for n, row in _rows(path):
+        where = f"{path} line {n}"
+        if not isinstance(row.get("response"), str):
+            raise StoreError(f'{where}: wanted "key" or "prompt", and "response" as text.')
+        key = row["key"] if "key" in row else by_text.get(row.get("prompt"))
+        if key not in keys:
+            shown = row.get("key", str(row.get("prompt"))[:60])
+            raise StoreError(f"{where}: {shown!r} is none of the {len(keys)} prompts.")
+        if key in found:
+            raise StoreError(f"{where}: the prompt with key {key} has a response already.")
+        found[key] = row["response"]
+    left = keys - found.keys()
+    if left:
+        raise StoreError(
+            f"{path} has {len(found)} responses, wanted {len(keys)}: {len(left)} are missing, such "
+            f"as key {min(left)}. To score a part: give those prompts alone with --data FILE."
+        )
+    return found
+
+
+def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}).") from None
+    for n, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise StoreError(f"{path} line {n} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise StoreError(f"{path} line {n}: wanted an object, found {type(row).__name__}.")
+            yield n, row
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> IfevalPrompt:
+    try:
+        names, kwargs = tuple(row["instruction_id_list"]), tuple(row["kwargs"])
+        if len(names) != len(kwargs) or not all(isinstance(k, Mapping) for k in kwargs):
+            raise ValueError(f"{len(names)} instructions, {len(kwargs)} kwargs")
+        return IfevalPrompt(row["key"], row["prompt"], names, tuple(map(dict, kwargs)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{where} is not IFEval's ({error!r}): wanted key, prompt, instruction_id_list, kwargs."
+        ) from None
+
+
+# --- Verifying ------------------------------------------------------------------------------------
+
+
+def verifiers() -> Any:
+    """lm-evaluation-harness's own IFEval task.
+
+    Raises:
+        SparError: the extra is not installed, or NLTK's sentence splitter is not on disk.
+    """
+    try:
+        import langdetect
+        import nltk
+    except ImportError:
+        raise SparError(f"IFEval's verifiers come with the extra eval: {INSTALL}") from None
+    try:
+        nltk.data.find(PUNKT)
+    except LookupError:
+        # The harness would fetch it here, unasked.
+        raise SparError(
+            "IFEval's verifiers need NLTK's punkt_tab. Fetch it once with "
+            "python -m nltk.downloader punkt_tab, or set NLTK_DATA to a folder that holds "
+            f"{PUNKT}."
+        ) from None
+    try:
+        from lm_eval.tasks.ifeval import utils
+    except ImportError as error:
+        raise SparError(f"lm_eval cannot be loaded ({error}): {INSTALL}") from None
+    langdetect.DetectorFactory.seed = 0  # else short texts change their language between runs
+    return utils
+
+
+def verify(
+    utils: Any,
+    prompt: IfevalPrompt,
+    response: str,
+    picked: str = "",
+    finished: bool = True,
+    cost: Cost = Cost(),  # noqa: B008 - frozen
+) -> IfevalResult:
+    """The verifiers' word on one response."""
+    for name in prompt.instruction_id_list:
+        if name not in utils.instructions_registry.INSTRUCTION_DICT:
+            raise StoreError(f"IFEval prompt {prompt.key}: unknown instruction {name!r}.")
+    doc = {
+        "key": prompt.key,
+        "prompt": prompt.prompt,
+        "instruction_id_list": list(prompt.instruction_id_list),
+        "kwargs": [dict(kwargs) for kwargs in prompt.kwargs],
+    }
+    state = random.getstate()
+    random.seed(0)  # an argument that is missing is drawn by the verifier
+    try:
+        found = utils.process_results(doc, [response])
+    finally:
+        random.setstate(state)
+    return IfevalResult(
+        id=f"ifeval-{prompt.key}",
+        key=prompt.key,
+        response=response,
+        instructions=prompt.instruction_id_list,
+        strict=tuple(map(bool, found["inst_level_strict_acc"])),
+        loose=tuple(map(bool, found["inst_level_loose_acc"])),
+        score=float(found["prompt_level_strict_acc"]),
+        picked=picked,
+        finished=finished,
+        cost=cost,
+    )
+
+
+def ifeval_scores(results: Sequence[IfevalResult], seed: int = 0) -> dict[str, Interval]:
+    """The four metrics under the harness's names, and their mean.
+
+    Prompt level: Wilson. Instruction level and the mean: bootstrap over prompts, since the
+    instructions of one prompt are not independent. n counts prompts, at instruction level
+    instructions.
+    """
+    strict = [r.strict for r in results]
+    loose = [r.loose for r in results]
+
+    def mean(cases: Sequence[IfevalResult]) -> float:
+        parts = ([r.strict for r in cases], [r.loose for r in cases])
+        return sum(_all_met(p) + _met(p) for p in parts) / 4
+
+    def by_instruction(part: Sequence[tuple[bool, ...]]) -> Interval:
+        found = bootstrap(part, _met, seed)
+        return Interval(found.value, found.low, found.high, sum(map(len, part)))
+
+    return {
+        "prompt_level_strict_acc": wilson(sum(map(all, strict)), len(strict)),
+        "inst_level_strict_acc": by_instruction(strict),
+        "prompt_level_loose_acc": wilson(sum(map(all, loose)), len(loose)),
+        "inst_level_loose_acc": by_instruction(loose),
+        "mean": bootstrap(list(results), mean, seed, draws=1000),
+    }
+
+
+def _met(part: Sequence[tuple[bool, ...]]) -> float:
+    """Share of instructions met."""
+    return sum(map(sum, part)) / sum(map(len, part))
+
+
+def _all_met(part: Sequence[tuple[bool, ...]]) -> float:
+    return sum(map(all, part)) / len(part)
