@@ -1,8 +1,8 @@
 """Runs side by side: scores with intervals, costs, and differences on the same prompts.
 
 Reads finished files alone. Differences are paired by prompt id: bootstrap over prompts for the
-mean, McNemar's exact test besides where every score is 0 or 1; prompts that only one side has are
-left out and counted. Knows files of runs; no model, no screen.
+mean, McNemar's exact test where every score is 0 or 1; prompts that only one side has are left out
+and counted. Knows files of runs; no model, no screen.
 """
 
 from __future__ import annotations
@@ -15,23 +15,39 @@ from typing import Any
 from spar_lite.errors import StoreError, did_you_mean
 from spar_lite.evaluate import HeldoutResult, scorecards, share, summarise
 from spar_lite.pipeline import summaries
-from spar_lite.recipe import Recipe, load_recipe
+from spar_lite.recipe import Recipe, load_recipe, recipe_slice
 from spar_lite.statistics import distinguishable, mcnemar, paired_difference
 from spar_lite.store import Marker, StageFile, read_lines
 
 HELDOUT = "held-out constraints"
+SAME = ("seed", "prompts.kinds", "prompts.per_prompt")
+"""Recipe keys that decide the held-out prompts; their ids are the same in every run."""
+
+IDENTITY: dict[str, tuple[str, ...]] = {
+    "ifeval": (),
+    "constraints": ("seed", "kinds"),
+    "judge": ("seed", "kinds", "source", "model"),
+    "refine": ("seed", "kinds", "model"),
+}
+"""Settings of an evaluation that decide its cases; those of ``refine`` are the base's answers."""
+
 Points = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One checkpoint of one run. ``points``: score by prompt id, for every evaluation it has."""
+    """One checkpoint of one run.
+
+    ``points``: score by prompt id, for every evaluation it has. ``prompts``: what decides which
+    prompt an id stands for; only where two sides agree in it are they compared prompt by prompt.
+    """
 
     name: str
     recipe: Recipe
     stages: Mapping[str, Mapping[str, Any]]
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     points: dict[str, Points] = field(default_factory=dict)
+    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def read_side(word: str) -> Side:
@@ -63,12 +79,15 @@ def read_side(word: str) -> Side:
         found = summarise(results, recipe.seed)
         side.scores[HELDOUT] = {name: asdict(score) for name, score in found.items()}
         side.points[HELDOUT] = {r.id: share(r.checks) for r in results}
+        side.prompts[HELDOUT] = recipe_slice(recipe, SAME)
     for name, card in scorecards(folder / "eval"):
         place, _, task = name.partition("/")
         if place == checkpoint:
             side.scores[task] = card["scores"]
             lines = read_lines(folder / "eval" / place / card["results_file"])
             side.points[task] = {line["id"]: line["score"] for line in lines}
+            settings = card["settings"]
+            side.prompts[task] = {k: settings[k] for k in IDENTITY[card["task"]] if k in settings}
     return side
 
 
@@ -126,22 +145,25 @@ def _differences(first: Side, other: Side) -> list[dict[str, Any]]:
     found = []
     for task, before in first.points.items():
         after = other.points.get(task)
-        if after is None:
+        if after is None or first.prompts[task] != other.prompts[task]:
             continue
         ids = [id for id in before if id in after]
         difference = paired_difference(
             [before[id] for id in ids], [after[id] for id in ids], first.recipe.seed
         )
         pairs = [(before[id], after[id]) for id in ids]
+        # Few 0/1 pairs that differ make a bootstrap interval too narrow; the exact test decides.
         binary = all(value in (0, 1) for pair in pairs for value in pair)
+        p = mcnemar([(a == 1, b == 1) for a, b in pairs]) if binary else None
+        clear = distinguishable(difference) if p is None else p < 0.05
         found.append(
             {
                 "task": task,
                 "from": first.name,
                 "to": other.name,
                 "difference": asdict(difference),
-                "mcnemar_p": mcnemar([(a == 1, b == 1) for a, b in pairs]) if binary else None,
-                "distinguishable": distinguishable(difference),
+                "mcnemar_p": p,
+                "distinguishable": clear,
                 "left_out": len(before.keys() ^ after.keys()),
             }
         )

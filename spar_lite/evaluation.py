@@ -153,7 +153,8 @@ def eval_constraints(job: Job, plan: Plan, count: int) -> Card:
     name = f"constraints-{plan.name}"
     card = Scorecard(job.folder, name, ConstraintsResult)
     prompts = job.prompts(count)
-    settings = {"prompts": count, **plan_settings(plan), **job.model_settings()}
+    kinds = list(job.target.recipe.prompts.kinds)
+    settings = {"prompts": count, "kinds": kinds, **plan_settings(plan), **job.model_settings()}
     card.begin(settings)
     if (done := card.finished()) is not None:
         return done

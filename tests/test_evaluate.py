@@ -16,9 +16,26 @@ from spar_lite.evaluate import (
     review_heldout,
     summarise,
 )
-from spar_lite.metrics import agreement, vote_counts
+from spar_lite.metrics import (
+    accepted_truth,
+    agreement,
+    agreement_by_kind,
+    likeness,
+    tree_counts,
+    vote_counts,
+)
 from spar_lite.recipe import Evaluate
-from spar_lite.records import Cost, Judgement, Prompt, Response, Role, Vote
+from spar_lite.records import (
+    Cost,
+    Judgement,
+    Node,
+    PreferencePair,
+    Prompt,
+    Response,
+    Role,
+    Tree,
+    Vote,
+)
 from spar_lite.statistics import bootstrap_mean, distinguishable, wilson
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
@@ -125,6 +142,51 @@ def test_agreement_counts_false_passes_and_false_fails() -> None:
     assert found["false_fail"]["value"] == 0.5 and found["false_fail"]["n"] == 2
     votes = vote_counts(j for _, j in cases)
     assert (votes["yes"], votes["no"], votes["unreadable"]) == (6, 3, 5)
+
+
+def test_agreement_by_kind() -> None:
+    """Right on the prompt with one constraint, wrong on the one with two: that one counts twice."""
+    two = Prompt("h-1", "x", (WELL, {"kind": "no_commas"}), complete=True)
+    cases = [(ASK, judgement((True,), True)), (two, judgement((True, False), True))]
+    found = agreement_by_kind(cases)
+    assert found["starts_with"]["accuracy"]["value"] == 0.5
+    assert found["no_commas"]["accuracy"] == found["no_commas"]["accuracy"] | {"value": 0, "n": 1}
+
+
+def tree(id: str, accepted: str | None, *paths: str, checks: bool = True) -> Tree:
+    nodes = [Node("", "old", None, (), judgement((False,), False))]
+    nodes += [Node(p, "new", "r", (), judgement((checks,), True)) for p in paths]
+    return Tree(id, "h-0", "h-0/0", tuple(nodes), accepted, accepted or "", "accepted", Cost())
+
+
+def test_trees_by_depth_and_the_truth_of_acceptance() -> None:
+    """Four trees: two solved at depth 1, one at 2, one not; one accepted refinement is not true."""
+    trees = [
+        tree("a", "0", "0"),
+        tree("b", "1", "0", "1", checks=False),
+        tree("c", "0.0", "0", "0.0"),
+        tree("d", None),
+    ]
+    counts = tree_counts(trees)
+    assert counts["solved_by_depth"]["1"]["value"] == 0.5
+    assert counts["solved_by_depth"]["2"]["value"] == counts["solved"]["value"] == 0.75
+    assert counts["nodes_per_tree"]["value"] == (1 + 2 + 2 + 0) / 4
+    judged = [(ASK, n.judgement) for t in trees for n in t.nodes if n.path and n.judgement]
+    found = accepted_truth(trees, judged)
+    assert found["truly"]["value"] == pytest.approx(2 / 3) and found["truly"]["n"] == 3
+    assert found["truly_by_votes"]["value"] == 3 / 5  # b's two refinements are praised in vain
+
+
+def test_likeness_of_refined_and_of_sampled_pairs() -> None:
+    """Refined: 3 of 4 words kept. Sampled: nothing in common with one, half with the other."""
+    pair = PreferencePair("t", "h-0", (), "the tea is warm", "the tea is cold")
+    texts = {"h-0/0": "a b", "h-0/1": "a c", "h-0/2": "d e", "h-1/0": "z"}
+    verdicts = {"h-0/0": True, "h-0/1": False, "h-0/2": False, "h-1/0": False}
+    responses = [Response(i, i[:3], text, True, Cost()) for i, text in texts.items()]
+    judged = [Judgement(i, (), None, v, None, None, (), Cost()) for i, v in verdicts.items()]
+    found = likeness([pair], responses, judged)
+    assert found["refined_likeness"]["value"] == 0.75
+    assert found["sampled_likeness"]["value"] == 0.25 and found["sampled_likeness"]["n"] == 1
 
 
 @pytest.mark.parametrize(

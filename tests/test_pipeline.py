@@ -254,3 +254,162 @@ def test_the_whole_loop_in_nf4_on_cpu(
         assert marks["iteration-1/actor"]["metrics"]["dpo_term_step0"] == pytest.approx(
             0.6931, abs=1e-3
         )
+
+
+# --- Warm-up alone, starting from another run, evolving -------------------------------------------
+
+
+def test_a_warm_up_alone_and_a_run_that_starts_from_it(tiny_folder: Path, tmp_path: Path) -> None:
+    """iterations: 0 ends after the warm-up; a later run copies its adapters and trains on."""
+    first = tmp_path / "warm"
+    lessons = {"bootstrap__minimal": 1, "bootstrap__k": 2, "bootstrap__per_prompt": (2, 2)}
+    marks = pipeline.execute(start(first, recipe(tiny_folder, iterations=0, **lessons)))
+    assert not any(label.startswith("iteration") for label in marks)
+    assert marks["bootstrap/answers"]["answers"] == 12
+    assert marks["bootstrap/examples"]["judgements"] > 12  # minimal pairs on top
+    prompts = StageFile(first / "bootstrap", "prompts", Prompt).load()
+    assert all(len(p.constraints) == 2 for p in prompts)
+
+    second = tmp_path / "loop"
+    settings = recipe(tiny_folder, iterations=1, bootstrap__start_from=str(first))
+    job = start(second, settings)
+    marks = pipeline.execute(job)
+    assert marks["bootstrap/start"]["adapters"] == 2 and "bootstrap/answers" not in marks
+    assert (
+        adapters_of(second)["bootstrap/actor/adapter_model.safetensors"]
+        == (adapters_of(first)["bootstrap/actor/adapter_model.safetensors"])
+    )
+    assert "bootstrap/heldout" in marks
+    (trained, kept) = (marks["iteration-1/actor"]["fingerprints"][r] for r in ("actor", "refiner"))
+    before = pipeline.summaries(_saved(first), first)["bootstrap/actor"]["fingerprints"]
+    assert kept == before["refiner"] and trained != before["actor"]
+    assert pipeline.unfinished(start(second, settings)) == []
+
+
+def test_a_start_that_does_not_fit_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    nothing = recipe(tiny_folder, bootstrap__start_from=str(tmp_path / "empty"))
+    with pytest.raises(StoreError, match=r"empty has no adapters; wanted the folder of a run"):
+        pipeline.execute(start(tmp_path / "a", nothing))
+    warm = tmp_path / "warm"
+    pipeline.execute(start(warm, recipe(tiny_folder, iterations=0)))
+    other = recipe(tiny_folder, bootstrap__start_from=str(warm), model__lora={"r": 4, "alpha": 4})
+    with pytest.raises(StoreError, match=r"lora_alpha 8, the recipe 4\. Set model\.lora"):
+        pipeline.execute(start(tmp_path / "b", other))
+
+
+def test_a_curriculum_teaches_the_easy_ones_first(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spar_lite.train
+
+    parts: list[list[TrainingExample]] = []
+    whole = spar_lite.train.train_on_examples
+
+    def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
+        parts.append(rows)
+        return whole(policy, role, rows, *rest)
+
+    monkeypatch.setattr(spar_lite.train, "train_on_examples", watch)
+    settings = recipe(
+        tiny_folder,
+        iterations=0,
+        bootstrap__curriculum=True,
+        bootstrap__per_prompt=(1, 2),
+        bootstrap__prompts=8,
+    )
+    folder = tmp_path / "run"
+    marks = pipeline.execute(start(folder, settings))
+    hardness = {
+        p.id: len(p.constraints) for p in StageFile(folder / "bootstrap", "prompts", Prompt).load()
+    }
+    levels = [{hardness[row.id.partition("/")[0]] for row in rows} for rows in parts]
+    assert levels == [{1}, {2}, {1}, {2}]  # the refiner's two parts, then the actor's
+    assert marks["bootstrap/refiner"]["examples"] == len(parts[0]) + len(parts[1])
+
+
+def test_evolved_prompts_go_through_the_loop(tiny_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "plain.jsonl"
+    source.write_text("".join(f'{{"text": "Describe tea number {n}."}}\n' for n in range(4)))
+    settings = recipe(
+        tiny_folder,
+        iterations=1,
+        bootstrap={"source": "none"},
+        prompts={"source": str(source), "count": 4},
+        evolve={"with": "constraints", "kinds": ("no_commas", "all_lowercase")},
+        evaluate={"prompts": 0},
+    )
+    folder = tmp_path / "run"
+    marks = pipeline.execute(start(folder, settings))
+    assert marks["iteration-1/evolutions"]["evolved"] == 4
+    prompts = StageFile(folder / "iteration-1", "prompts", Prompt).load()
+    plain = StageFile(folder / "iteration-1", "plain_prompts", Prompt).load()
+    assert all(new.text.startswith(old.text) for new, old in zip(prompts, plain, strict=True))
+    assert all(p.constraints and not p.complete for p in prompts)
+    assert marks["iteration-1/trees"]["trees"] > 0
+    assert _saved(folder).evolve.way == "constraints"
+
+
+def test_a_model_evolves_and_the_plain_rest_stays(tiny_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "plain.jsonl"
+    source.write_text("".join(f'{{"text": "Describe tea number {n}."}}\n' for n in range(4)))
+
+    def reply(role: Role, request: Request) -> str:
+        if "/evolve/" in request.id:
+            number = int(request.id[12])
+            text = request.messages[0].content.rpartition("<instruction>\n")[2].partition("\n")[0]
+            return [f"{text} Use one sentence.", "None", "Tea.", "Tea."][number - 1]
+        return rule(role, request)
+
+    settings = recipe(
+        tiny_folder,
+        iterations=1,
+        bootstrap={"source": "none"},
+        prompts={"source": str(source), "count": 4},
+        evolve={"with": "model"},
+        judge__mode="llm",
+        evaluate={"prompts": 0},
+    )
+    job = Run(settings, tmp_path / "run", Silence(), make_engine=lambda _: ScriptedEngine(reply))
+    marks = pipeline.execute(job)
+    found = marks["iteration-1/evolutions"]
+    assert (found["evolved"], found["said_none"], found["unreadable"]) == (1, 1, 2)
+
+
+# --- The warm-up curve ----------------------------------------------------------------------------
+
+
+def test_the_curve_goes_on_where_it_stopped(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spar_lite import train
+    from spar_lite.curve import warmup_curve
+    from spar_lite.errors import RecipeError
+
+    settings = recipe(tiny_folder, iterations=0, judge__votes=1)
+    folder = tmp_path / "curve"
+
+    def curve(sizes: list[int]) -> list[dict[str, Any]]:
+        return warmup_curve(start(folder, settings), sizes, ("all_lowercase",), 4)
+
+    first = curve([0, 4])
+    assert [point["rows"] for point in first] == [0, 4]
+    assert first[0]["seconds"] == 0 and first[1]["tokens"] > 0
+    for name in ("seen", "unseen"):
+        assert first[1][name]["judge"]["scores"]["accuracy"]["n"] == 8
+        assert first[1][name]["refine"]["task"] == "refine"
+    trained: list[int] = []
+    whole = train.train_on_examples
+
+    def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
+        trained.append(len(rows))
+        return whole(policy, role, rows, *rest)
+
+    monkeypatch.setattr(train, "train_on_examples", watch)
+    longer = curve([0, 4, 10])
+    assert longer[:2] == first and trained == [6]
+    assert longer[2]["tokens"] > first[1]["tokens"]
+    with pytest.raises(RecipeError, match=r"--rows 1000: the warm-up has 12 rows"):
+        curve([1000])
+    with pytest.raises(RecipeError, match="teaches no_commas; choose other kinds"):
+        warmup_curve(start(folder, settings), [0], ("no_commas",), 4)
