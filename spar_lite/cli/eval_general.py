@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spar_lite.cli.evaluate import common, job
+from spar_lite.cli.common import make_console
+from spar_lite.cli.evaluate import common, job, show
 from spar_lite.errors import SparError
 
 if TYPE_CHECKING:
@@ -130,19 +131,25 @@ def _one_task(
 def _show(cards: list[dict[str, Any]], as_json: bool, folder: Path) -> None:
     """All tasks in one table, or in one JSON object shaped like a scorecard."""
     if as_json:
-        from spar_lite.cli.evaluate import show
-
-        merged = {key: {} for key in ("scores", "stderr")}
-        for card in cards:
-            for key, part in merged.items():
-                part.update(card[key])
-        names = [card["settings"]["tasks"] for card in cards]
-        show({**cards[0], "settings": {**cards[0]["settings"], "tasks": names}, **merged}, True)
+        show(_together(cards), as_json)
         return
-    from spar_lite.cli.common import make_console
     from spar_lite.report.general import general_table
 
     console = make_console()
     console.print(general_table(cards))
     for card in cards:
         console.print(f"Each document: {folder / card['results_file']}", highlight=False)
+
+
+def _together(cards: list[dict[str, Any]]) -> dict[str, Any]:
+    names = [card["settings"]["tasks"] for card in cards]
+    return {
+        "task": "general",
+        "target": cards[0]["target"],
+        "settings": {**cards[0]["settings"], "tasks": names},
+        "scores": {name: score for card in cards for name, score in card["scores"].items()},
+        "stderr": {name: error for card in cards for name, error in card["stderr"].items()},
+        "results_files": [card["results_file"] for card in cards],
+        "requests": sum(card["requests"] for card in cards),
+        "seconds": round(sum(card["seconds"] for card in cards), 1),
+    }
