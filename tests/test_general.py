@@ -90,6 +90,12 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_census(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness notes every installed package with its results, two seconds a call."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
+
+
 def give_weight(policy: Policy, seed: int = 0) -> None:
     """Make the actor's adapter change something: LoRA's B starts at zero."""
     import torch
@@ -123,33 +129,34 @@ def test_the_roles_own_adapter_is_scored(tiny_policy: Callable[..., Policy], tas
     assert max(abs(a - b) for a, b in zip(base, moved, strict=True)) > 1
     assert likelihoods(run_harness(policy, "base", loaded)) == pytest.approx(base, abs=1e-4)
 
-    policy.switch("actor")
-    context, choice = found["samples"]["colours"][0]["arguments"][0]
-    before, whole = (
-        policy.tokenizer.encode(text, add_special_tokens=False)
-        for text in (context, context + choice)
-    )
-    with torch.no_grad():
-        logits = policy.inner(input_ids=torch.tensor([whole])).logits[0]
-    steps = torch.log_softmax(logits, -1)
-    wanted = sum(float(steps[n - 1, whole[n]]) for n in range(len(before), len(whole)))
-    assert moved[0] == pytest.approx(wanted, abs=1e-3)
+    context = found["samples"]["colours"][0]["arguments"][0][0]
     assert "<|im_start|>user" in context and context.endswith("assistant\n")
 
 
-def test_plain_text_has_no_chat_template(tiny_policy: Callable[..., Policy], tasks: Path) -> None:
+def test_log_likelihoods_are_the_models_own(
+    tiny_policy: Callable[..., Policy], tasks: Path
+) -> None:
+    import torch
+
     from spar_lite.model.harness import HarnessTasks, run_harness
 
-    loaded = HarnessTasks(tasks).load("colours")
-    count = 0
+    policy, count = tiny_policy(), 0
+    give_weight(policy)
 
     def answered(more: int) -> None:
         nonlocal count
         count += more
 
-    found = run_harness(tiny_policy(), "base", loaded, limit=2, chat=False, answered=answered)
-    assert found["samples"]["colours"][0]["arguments"][0][0] == "Number 0: the sky is"
+    loaded = HarnessTasks(tasks).load("colours")
+    found = run_harness(policy, "actor", loaded, limit=2, chat=False, answered=answered)
     assert count == 2 * 3
+    context, choice = found["samples"]["colours"][0]["arguments"][0]
+    assert (context, choice) == ("Number 0: the sky is", " blue")
+    before, whole = (policy.tokenizer.encode(text) for text in (context, context + choice))
+    with torch.no_grad():
+        steps = torch.log_softmax(policy.inner(torch.tensor([whole])).logits[0], -1)
+    wanted = sum(float(steps[n - 1, whole[n]]) for n in range(len(before), len(whole)))
+    assert likelihoods(found)[0] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_memory_that_runs_out_halves_the_batch(

@@ -7,6 +7,7 @@ the policy; nothing of scores or files.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ class HarnessTasks:
     def __init__(self, include: Path | None = None) -> None:
         if include is not None and not include.is_dir():
             raise SparError(f"--include wants a folder with task YAML files, found none: {include}")
-        self.manager = TaskManager(include_path=include)
+        self.manager = _manager(include)
 
     def check(self, names: Sequence[str]) -> None:
         """Make sure that there are such tasks, groups or tags; loads nothing.
@@ -80,6 +81,12 @@ class HarnessTasks:
         return [group] if group is not None else list(loaded["tasks"].values())
 
 
+@functools.cache
+def _manager(include: Path | None) -> Any:
+    """Reading the harness's 14,000 task files takes ten seconds."""
+    return TaskManager(include_path=include)
+
+
 def run_harness(
     policy: Policy,
     role: Role,
@@ -117,6 +124,8 @@ def run_harness(
                 found = simple_evaluate(
                     model=model,
                     tasks=list(tasks),
+                    # Given, since it would read every task file anew; the tasks are loaded.
+                    task_manager=TaskManager(include_defaults=False),
                     limit=limit,
                     apply_chat_template=chat,
                     fewshot_as_multiturn=chat,
