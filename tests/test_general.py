@@ -38,8 +38,10 @@ metric_list:
 WORDS = """
 task: {name}
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+dataset_kwargs: {{data_files: {{test: {data}, train: {data}}}, cache_dir: {cache}}}
 test_split: test
+fewshot_split: train
+num_fewshot: 2
 output_type: generate_until
 generation_kwargs: {{until: ["\\n"], do_sample: false, max_gen_toks: 6}}
 doc_to_text: "{{{{question}}}}"
@@ -90,12 +92,6 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_census(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness notes every installed package with its results, two seconds a call."""
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
-
-
 def give_weight(policy: Policy, seed: int = 0) -> None:
     """Make the actor's adapter change something: LoRA's B starts at zero."""
     import torch
@@ -115,7 +111,6 @@ def likelihoods(found: dict[str, Any], task: str = "colours") -> list[float]:
 
 def test_the_roles_own_adapter_is_scored(tiny_policy: Callable[..., Policy], tasks: Path) -> None:
     """Fresh adapter = base; with weights the log-likelihoods move, and are the model's own."""
-    import torch
 
     from spar_lite.model.harness import HarnessTasks, run_harness
 
@@ -159,6 +154,30 @@ def test_log_likelihoods_are_the_models_own(
     assert likelihoods(found)[0] == pytest.approx(wanted, abs=1e-3)
 
 
+def test_the_harness_itself_finds_the_same(tiny_policy: Callable[..., Policy], tasks: Path) -> None:
+    """Figures and drawn examples of ``lm_eval.simple_evaluate``, on the model as PEFT wraps it."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from spar_lite.model.harness import HarnessTasks, run_harness
+
+    policy, known = tiny_policy(), HarnessTasks(tasks)
+    give_weight(policy)
+    ours = [run_harness(policy, "actor", known.load(name), limit=5) for name in ("words", "little")]
+    theirs = simple_evaluate(
+        model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=8),
+        tasks=["words", "little"],
+        task_manager=known.manager,
+        limit=5,
+        apply_chat_template=True,
+        bootstrap_iters=1000,
+    )
+    assert theirs["results"] == ours[0]["results"] | ours[1]["results"]
+    for part in ours:
+        for task, samples in part["samples"].items():
+            assert theirs["samples"][task] == samples
+
+
 def test_memory_that_runs_out_halves_the_batch(
     tiny_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,19 +187,19 @@ def test_memory_that_runs_out_halves_the_batch(
 
     tried: list[int] = []
 
-    def scarce(model: Any, **_: Any) -> dict[str, Any]:
-        tried.append(model.batch_size)
-        if model.batch_size > enough:
+    def scarce(lm: Any, **_: Any) -> dict[str, Any]:
+        tried.append(lm.batch_size)
+        if lm.batch_size > enough:
             raise torch.OutOfMemoryError("no")
         return {"results": {}}
 
-    monkeypatch.setattr(harness, "simple_evaluate", scarce)
+    monkeypatch.setattr(harness, "evaluate", scarce)
     policy, enough = tiny_policy(), 2
-    assert harness.run_harness(policy, "base", [], batch=8) == {"results": {}}
+    assert harness.run_harness(policy, "base", {"tasks": {}}, batch=8) == {"results": {}}
     assert tried == [8, 4, 2]
     enough = 0
     with pytest.raises(EngineError, match="one sequence"):
-        harness.run_harness(policy, "base", [], batch=1)
+        harness.run_harness(policy, "base", {"tasks": {}}, batch=1)
 
 
 # --- The command ----------------------------------------------------------------------------------

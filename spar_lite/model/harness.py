@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from lm_eval.api.model import CacheHook
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -57,8 +61,10 @@ class HarnessTasks:
                     f"{did_you_mean(name, self.manager.all_tasks)}"
                 )
 
-    def load(self, name: str, allow_code: bool = False) -> list[Any]:
+    def load(self, name: str, allow_code: bool = False) -> dict[str, Any]:
         """Load a task, a group or a tag with its data; fetched by ``datasets`` where not cached.
+
+        Returns the harness's own dict of tasks and groups.
 
         Raises:
             SparError: its data cannot be had, it needs a package that is not here, or it runs code
@@ -77,8 +83,7 @@ class HarnessTasks:
         unsafe = [name for name, made in loaded["tasks"].items() if getattr(made, "UNSAFE_CODE", 0)]
         if unsafe and not allow_code:
             raise SparError(f"task {unsafe[0]} runs code that the model writes: --allow-code")
-        group = loaded.get("groups", {}).get(name)
-        return [group] if group is not None else list(loaded["tasks"].values())
+        return dict(loaded)
 
 
 @functools.cache
@@ -90,7 +95,7 @@ def _manager(include: Path | None) -> Any:
 def run_harness(
     policy: Policy,
     role: Role,
-    tasks: Sequence[Any],
+    tasks: dict[str, Any],
     *,
     limit: int | None = None,
     batch: int = 8,
@@ -98,7 +103,7 @@ def run_harness(
     allow_code: bool = False,
     answered: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Evaluate ``role`` on loaded tasks; return what ``lm_eval.simple_evaluate`` does.
+    """Evaluate ``role`` on loaded tasks; return what ``lm_eval.evaluate`` does.
 
     Args:
         limit: documents of each task, the first ones; None for all.
@@ -114,18 +119,10 @@ def run_harness(
     while True:
         try:
             with _quiet():
-                model = HFLM(
-                    pretrained=policy.inner,
-                    tokenizer=policy.tokenizer,
-                    batch_size=batch,
-                    think_end_token="</think>",
-                )
-                model.set_cache_hook(_Counter(answered))
-                found = simple_evaluate(
-                    model=model,
-                    tasks=list(tasks),
-                    # Given, since it would read every task file anew; the tasks are loaded.
-                    task_manager=TaskManager(include_defaults=False),
+                _settle(tasks)
+                found = evaluate(
+                    lm=_Model(policy, batch, answered),
+                    task_dict=tasks,
                     limit=limit,
                     apply_chat_template=chat,
                     fewshot_as_multiturn=chat,
@@ -144,6 +141,45 @@ def run_harness(
         # The longest come first, so little was done.
         batch //= 2
         give_back(policy.device)
+
+
+def _settle(tasks: dict[str, Any]) -> None:
+    """Seeds and few-shot settings as ``lm_eval.simple_evaluate`` sets them.
+
+    That one would also list every installed package and run git, in the user's face.
+    """
+    random.seed(DEFAULT_RANDOM_SEED)
+    numpy.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    for task in tasks["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+class _Model(HFLM):  # type: ignore[misc]
+    """The policy's model as the harness wants it, without bars of its own."""
+
+    def __init__(self, policy: Policy, batch: int, answered: Callable[[int], None]) -> None:
+        super().__init__(
+            pretrained=policy.inner,
+            tokenizer=policy.tokenizer,
+            batch_size=batch,
+            think_end_token="</think>",
+        )
+        self.set_cache_hook(_Counter(answered))
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """See the harness."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """See the harness."""
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """See the harness."""
+        return super().generate_until(requests, disable_tqdm=True)
 
 
 class _Counter(CacheHook):  # type: ignore[misc]
