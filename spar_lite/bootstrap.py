@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,51 @@ from spar_lite.records import Message, Prompt, Response, TrainingExample, stable
 
 
 def lessons(
-    prompts: Sequence[Prompt], answers: Iterable[Response], seed: int
+    prompts: Sequence[Prompt], answers: Iterable[Response], seed: int, minimal: int = 0
 ) -> list[TrainingExample]:
     """Write the warm-up rows for a model's own answers.
 
-    Each prompt whose answer can be broken or mended gives three rows: the good answer; its
-    judgement, a Yes; and a chat that judges the bad answer, a No, and refines it, the loss falling
-    on both replies. So Yes and No are balanced whatever the model answers.
+    Each answer that can be broken or mended gives three rows: the good answer; its judgement, a
+    Yes; and a chat that judges the bad answer, a No, and refines it, the loss falling on both
+    replies. So Yes and No are balanced whatever the model answers. ``minimal`` asks for so many
+    more pairs of judgement and chat, each about an answer that a small edit parts from a good one
+    and that misses another constraint, or the same in another way.
     """
-    by_prompt = {response.prompt_id: response for response in answers}
+    by_prompt = {prompt.id: prompt for prompt in prompts}
     rows: list[TrainingExample] = []
-    for prompt in prompts:
-        response = by_prompt.get(prompt.id)
+    for response in answers:
+        prompt = by_prompt[response.prompt_id]
         known = [constraints.from_json(data) for data in prompt.constraints]
-        pair = good_and_bad(known, whole_sentences(response.text), seed) if response else None
+        pair = good_and_bad(known, whole_sentences(response.text), seed)
         if pair is None:
             continue
-        rows += _rows(prompt, known, *pair)
+        rows.append(
+            TrainingExample(
+                f"{response.id}/answer", "answer", answer_messages(prompt.text), pair[0]
+            )
+        )
+        rows += _rows(prompt, known, *pair, response.id)
+        for n, (good, bad) in enumerate(more_pairs(known, *pair, seed, minimal), 1):
+            rows += _rows(prompt, known, good, bad, f"{response.id}/{n}")
     return rows
+
+
+def more_pairs(
+    known: Sequence[Constraint], good: str, bad: str, seed: int, count: int
+) -> list[tuple[str, str]]:
+    """Up to ``count`` further (good, bad) of a good text: each bad one breaks one constraint of it.
+
+    The good text of each is what mending the bad one gives, where that is another one.
+    """
+    order = random.Random(stable_seed(seed, "minimal", good)).sample(list(known), len(known))
+    found: list[tuple[str, str]] = []
+    seen = {bad}
+    for rule in order:
+        spoiled = rule.spoil(good)
+        if spoiled and spoiled not in seen and len(found) < count:
+            seen.add(spoiled)
+            found.append((constraints.mend_all(known, spoiled) or good, spoiled))
+    return found
 
 
 def good_and_bad(known: Sequence[Constraint], text: str, seed: int) -> tuple[str, str] | None:
@@ -81,18 +108,31 @@ def reflection(known: Sequence[Constraint], text: str) -> str:
 
 
 def _rows(
-    prompt: Prompt, known: Sequence[Constraint], good: str, bad: str
+    prompt: Prompt, known: Sequence[Constraint], good: str, bad: str, id: str
 ) -> list[TrainingExample]:
+    """A Yes, and a No with its refinement."""
     passed = judge_reply(constraints.critique(known, good), True)
     failed = judge_reply(constraints.critique(known, bad), False)
     mended = refine_reply(reflection(known, bad), good)
     chat = refine_messages(prompt.text, bad, failed)
     judged = judge_messages(prompt.text, good)
     return [
-        TrainingExample(f"{prompt.id}/answer", "answer", answer_messages(prompt.text), good),
-        TrainingExample(f"{prompt.id}/judge", "judgement", judged, passed),
-        TrainingExample(f"{prompt.id}/refine", "refinement", chat, mended, every_reply=True),
+        TrainingExample(f"{id}/judge", "judgement", judged, passed),
+        TrainingExample(f"{id}/refine", "refinement", chat, mended, every_reply=True),
     ]
+
+
+def by_hardness(
+    rows: Sequence[TrainingExample], hardness: Mapping[str, int]
+) -> list[list[TrainingExample]]:
+    """Rows in groups by the number of constraints of their prompt, the fewest first.
+
+    ``hardness`` by prompt id, which each row's id begins with.
+    """
+    groups: dict[int, list[TrainingExample]] = {}
+    for row in rows:
+        groups.setdefault(hardness.get(row.id.partition("/")[0], 0), []).append(row)
+    return [groups[level] for level in sorted(groups)]
 
 
 def actor_rows(rows: Iterable[TrainingExample]) -> list[TrainingExample]:

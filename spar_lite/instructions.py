@@ -1,19 +1,20 @@
-"""Where prompts come from: built-in tasks with checkable constraints, or a JSONL file.
+"""The prompts of a run: built-in tasks with checkable constraints, or a source's.
 
-Iterations take consecutive blocks, so they share no prompt. Knows constraints and files; nothing of
-models or stages.
+Iterations take consecutive blocks, so they share no prompt. Knows constraints and sources; nothing
+of models or stages.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from spar_lite import constraints
+from spar_lite.decontaminate import read_benchmark
 from spar_lite.errors import RecipeError
 from spar_lite.recipe import Prompts
 from spar_lite.records import Prompt
+from spar_lite.sources import read_source
 
 
 def builtin_prompts(
@@ -41,60 +42,35 @@ def builtin_prompts(
     ]
 
 
-def iteration_prompts(settings: Prompts, seed: int, iteration: int) -> list[Prompt]:
-    """The prompts of one iteration, counted from 1."""
-    start = (iteration - 1) * settings.count
-    if settings.source == "builtin":
-        return builtin_prompts(settings, seed, "train", settings.count, start)
-    prompts = read_prompts(Path(settings.source))
-    if len(prompts) < start + settings.count:
-        raise RecipeError(
-            f"prompts.count: iteration {iteration} wants prompts {start + 1} to "
-            f"{start + settings.count}, {settings.source} has {len(prompts)}. "
-            "Lower prompts.count or iterations."
-        )
-    return prompts[start : start + settings.count]
+def iteration_prompts(settings: Prompts, seed: int, iteration: int) -> tuple[list[Prompt], int]:
+    """The prompts of one iteration, counted from 1, and how many were dropped on the way to them.
 
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a JSONL file of prompts: "text", optionally "id", "constraints" and "complete".
-
-    Raises:
-        RecipeError: naming file, line and what was wanted.
+    With ``decontaminate`` what is too close to a benchmark is dropped and the next one taken up.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"prompts.source: {path} cannot be read ({error}).") from None
-    prompts = [_prompt(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise RecipeError(f'prompts.source: {path} has the id "{prompt.id}" twice.')
-        seen.add(prompt.id)
-    return prompts
+    end = iteration * settings.count
+    bench = read_benchmark(Path(settings.decontaminate)) if settings.decontaminate else None
+    found: list[Prompt] = []
+    dropped = 0
+    for prompt in _series(settings, seed, end):
+        if bench is not None and bench.holds(prompt.text):
+            dropped += 1
+        else:
+            found.append(prompt)
+        if len(found) == end:
+            return found[end - settings.count :], dropped
+    gone = f", and {dropped} were too close to the benchmark" if dropped else ""
+    raise RecipeError(
+        f"prompts.count: iteration {iteration} wants prompts {end - settings.count + 1} to "
+        f"{end}, {settings.source} has {len(found)}{gone}. Lower prompts.count or iterations."
+    )
 
 
-def _prompt(path: Path, number: int, line: str) -> Prompt:
-    where = f"prompts.source: {path} line {number}"
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise RecipeError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
-        raise RecipeError(f'{where}: wanted {{"text": "…"}}, found {line[:80]}')
-    unknown = set(row) - {"id", "text", "constraints", "complete"}
-    if unknown:
-        raise RecipeError(
-            f"{where}: unknown keys {sorted(unknown)}; known: id, text, constraints, complete."
-        )
-    id = str(row.get("id", f"prompt-{number:06d}"))
-    if "/" in id:
-        raise RecipeError(f'{where}: the id "{id}" must not hold a "/" (ids of answers use it).')
-    try:
-        known = [constraints.from_json(item) for item in row.get("constraints", [])]
-        row["text"].encode("utf-8")
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}: {error}") from None
-    complete = bool(row.get("complete", False))
-    return Prompt(id, row["text"], tuple(c.to_json() for c in known), complete)
+def _series(settings: Prompts, seed: int, wanted: int) -> Iterator[Prompt]:
+    """All prompts there are, in order; the built-in ones in blocks, since they hardly end."""
+    if settings.source != "builtin":
+        yield from read_source(settings)
+        return
+    start = 0
+    while True:
+        yield from builtin_prompts(settings, seed, "train", wanted, start)
+        start += wanted

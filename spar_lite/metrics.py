@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from spar_lite import constraints
+from spar_lite.evaluate.refine import edit_share
 from spar_lite.judge import majority
-from spar_lite.records import Judgement, PreferencePair, Prompt, Tree
-from spar_lite.statistics import wilson
+from spar_lite.records import Judgement, PreferencePair, Prompt, Response, Tree
+from spar_lite.statistics import bootstrap_mean, wilson
 from spar_lite.store import StageFile
+
+Judged = Sequence[tuple[Prompt, Judgement]]
 
 
 def iteration_metrics(folder: Path) -> dict[str, Any]:
-    """Count one iteration: votes, agreement with the program, trees, pairs' truth."""
+    """Count one iteration: votes, agreement with the program, trees, pairs' truth and likeness.
+
+    Every share and mean comes with n and a 95 % interval. What a program cannot check is left out
+    of the counts that need its word, and their n says so.
+    """
     prompts = {p.id: p for p in StageFile(folder, "prompts", Prompt).load()}
     judgements = StageFile(folder, "judgements", Judgement).load()
+    responses = StageFile(folder, "responses", Response).load()
     trees = StageFile(folder, "trees", Tree).load()
     pairs = StageFile(folder, "pairs", PreferencePair).load()
     judged = [(prompts[j.id.rpartition("/")[0]], j) for j in judgements]
@@ -34,8 +42,10 @@ def iteration_metrics(folder: Path) -> dict[str, Any]:
     return {
         "votes": vote_counts(j for _, j in judged),
         "judge_against_program": agreement(judged),
+        "judge_by_kind": agreement_by_kind(judged),
         "trees": tree_counts(trees),
-        "pairs": pair_truth(pairs, prompts),
+        "accepted": accepted_truth(trees, judged),
+        "pairs": pair_truth(pairs, prompts) | likeness(pairs, responses, judgements),
     }
 
 
@@ -51,7 +61,7 @@ def vote_counts(judgements: Iterable[Judgement]) -> dict[str, Any]:
     }
 
 
-def agreement(judged: Sequence[tuple[Prompt, Judgement]]) -> dict[str, Any]:
+def agreement(judged: Judged) -> dict[str, Any]:
     """The model's majority against the program, on prompts that the program checks completely.
 
     false_pass: the model says Yes to what fails; false_fail: No to what passes.
@@ -71,6 +81,32 @@ def agreement(judged: Sequence[tuple[Prompt, Judgement]]) -> dict[str, Any]:
     }
 
 
+def agreement_by_kind(judged: Judged) -> dict[str, Any]:
+    """``agreement`` on the prompts that hold a constraint of each kind, maybe among others."""
+    kinds = sorted({data["kind"] for prompt, _ in judged for data in prompt.constraints})
+    return {
+        kind: agreement(
+            [(p, j) for p, j in judged if any(data["kind"] == kind for data in p.constraints)]
+        )
+        for kind in kinds
+    }
+
+
+def accepted_truth(trees: Sequence[Tree], judged: Judged) -> dict[str, Any]:
+    """How true acceptance is, where a program can say.
+
+    ``truly``: of the accepted refinements, those that meet every constraint. ``truly_by_votes``:
+    of all that the model's own majority lets pass, the same; self-praise is what is missing to 1.
+    """
+    accepted = [t.node(t.accepted).judgement for t in trees if t.accepted]
+    known = [all(j.checks) for j in accepted if j and j.checks]
+    praised = [all(j.checks) for _, j in judged if j.checks and majority(j.votes)[1] is True]
+    return {
+        "truly": asdict(wilson(sum(known), len(known))),
+        "truly_by_votes": asdict(wilson(sum(praised), len(praised))),
+    }
+
+
 def tree_counts(trees: Sequence[Tree]) -> dict[str, Any]:
     """Trees, nodes, where they were solved, and how many refinements could be read."""
     solved = [t for t in trees if t.accepted is not None]
@@ -80,12 +116,21 @@ def tree_counts(trees: Sequence[Tree]) -> dict[str, Any]:
     return {
         "trees": len(trees),
         "solved": asdict(wilson(len(solved), len(trees))),
-        "solved_by_depth": dict(Counter(str(t.node(t.accepted or "").depth) for t in solved)),
+        "solved_by_depth": _by_depth(trees),
         "stops": dict(Counter(t.stop for t in trees)),
-        "nodes_per_tree": len(grown) / len(trees) if trees else 0.0,
+        "nodes_per_tree": asdict(bootstrap_mean([len(t.nodes) - 1.0 for t in trees], 0)),
         "deepest": max((t.depth for t in trees), default=0),
         "accepted_refinements": asdict(wilson(len(passed), len(grown))),
         "readable_refinements": asdict(wilson(sum(n.text is not None for n in grown), tries)),
+    }
+
+
+def _by_depth(trees: Sequence[Tree]) -> dict[str, Any]:
+    """Share of the trees solved at each depth or above it."""
+    depths = Counter(t.node(t.accepted).depth for t in trees if t.accepted)
+    return {
+        str(depth): asdict(wilson(sum(n for d, n in depths.items() if d <= depth), len(trees)))
+        for depth in range(1, max(depths, default=0) + 1)
     }
 
 
@@ -100,4 +145,35 @@ def pair_truth(pairs: Sequence[PreferencePair], prompts: dict[str, Prompt]) -> d
     return {
         "pairs": len(pairs),
         "truly_better": asdict(wilson(sum(gain > 0 for gain in gains), len(gains))),
+    }
+
+
+def likeness(
+    pairs: Sequence[PreferencePair],
+    responses: Sequence[Response],
+    judgements: Sequence[Judgement],
+) -> dict[str, Any]:
+    """How alike the two answers of a pair are: 1 minus the share of words that differ.
+
+    ``refined``: the pairs at hand. ``sampled``: what pairs of directly sampled answers would be,
+    the mean over all passing and failing answers of each prompt that has both (the paper's
+    ablation without refinement). The method rests on the first being the larger.
+    """
+    verdicts = {j.id: j.verdict for j in judgements}
+    by_prompt: dict[str, dict[bool, list[str]]] = {}
+    for response in responses:
+        verdict = verdicts.get(response.id)
+        if verdict is not None:
+            sides = by_prompt.setdefault(response.prompt_id, {True: [], False: []})
+            sides[verdict].append(response.text)
+    sampled = [
+        sum(1 - edit_share(bad, good) for good in sides[True] for bad in sides[False])
+        / (len(sides[True]) * len(sides[False]))
+        for sides in by_prompt.values()
+        if sides[True] and sides[False]
+    ]
+    refined = [1 - edit_share(pair.rejected, pair.chosen) for pair in pairs]
+    return {
+        "refined_likeness": asdict(bootstrap_mean(refined, 0)),
+        "sampled_likeness": asdict(bootstrap_mean(sampled, 0)),
     }

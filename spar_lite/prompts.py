@@ -29,6 +29,33 @@ REFINE = """\
 Rewrite the answer so that every requirement is met. Change as little as possible. \
 First say what to change, then write the new answer like this: [[start]] xxx [[end]]"""
 
+EVOLVE = """\
+Rewrite the instruction so that it also sets a constraint on the answer of this kind: {kind} \
+({about}). Keep everything that it asks for. If such a constraint does not fit it, reply None. \
+Reply with the new instruction alone.
+
+<instruction>
+{instruction}
+</instruction>"""
+
+TAXONOMY = {
+    "length": "a number of words, sentences or paragraphs",
+    "text format": "JSON, Markdown, a list, a table, bullets or a postscript",
+    "letters": "uppercase, lowercase or how often a letter appears",
+    "template": "an example to follow or choices to pick from",
+    "punctuation": "marks to leave out, to repeat, or to start or end with",
+    "numbers": "how numbers are written",
+    "keywords": "words to include, to leave out or to repeat",
+    "symbols": "a title mark, an emoji or a placeholder",
+    "sentences": "a sentence to start with, to end with or to include",
+    "genre": "a kind of text such as a letter, a poem or a review",
+    "language": "the language of the answer",
+    "situation": "a role to play or a scene to write from",
+    "style": "formal, humorous, literary, or that of an era or a job",
+    "sentiment": "the feeling that the answer conveys",
+}
+"""The paper's main groups of constraints (its appendix and public code), in our words."""
+
 _JUDGEMENT = re.compile(r"final[\s*_#:-]*judge?ment", re.IGNORECASE)
 # The template's own words: a reply that repeats the question has not answered it.
 _QUESTION = re.compile(r'(?:End|otherwise)\s+with\s+"Final Judgement: (?:Yes|No)\b')
@@ -39,6 +66,8 @@ _MARKER = re.compile(r"(?<!\[)\[{2,}\s*(start|end)\s*\]{2,}", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"[\s!-/:-@\[-`{-~\u2026]*(?:x{3,}[\s!-/:-@\[-`{-~\u2026]*)?", re.IGNORECASE
 )
+_FENCE = re.compile(r"</?instruction>|```\w*")
+_HEADING = re.compile(r"^\W*(?:new|rewritten|revised)\s+instruction\W*", re.IGNORECASE)
 _TAG = re.compile(r"<(?=\s*+/?\s*+(?:answer|instruction)\s*>)", re.IGNORECASE)
 
 
@@ -70,6 +99,29 @@ def judge_reply(critique: str, verdict: bool) -> str:
 def refine_reply(reflection: str, answer: str) -> str:
     """A refine reply in the format that ``parse_refinement`` reads."""
     return f"{reflection}\n[[start]] {answer} [[end]]"
+
+
+def evolve_messages(instruction: str, kind: str) -> tuple[Message, ...]:
+    """The chat that asks for a constraint of one of the kinds in ``TAXONOMY``."""
+    text = EVOLVE.format(kind=kind, about=TAXONOMY[kind], instruction=neutralise(instruction))
+    return (Message("user", text),)
+
+
+def parse_evolved(text: str, instruction: str) -> tuple[bool, str | None]:
+    """Read an evolve reply: (readable, the new instruction or None where it said None).
+
+    Readable means None, or another text that keeps at least half of the instruction's longer words
+    and adds no more than it can hold: a reply that answers the instruction is no rewriting.
+    """
+    text = _FENCE.sub("", text).strip().strip('"').strip()
+    text = _HEADING.sub("", text).strip().strip('"').strip()
+    if text.rstrip(".!").casefold() == "none":
+        return True, None
+    wanted = {word for word in re.findall(r"[^\W_]+", instruction.lower()) if len(word) > 3}
+    kept = wanted & set(re.findall(r"[^\W_]+", text.lower()))
+    fits = len(instruction) < len(text) <= 3 * len(instruction) + 400
+    usable = fits and 2 * len(kept) >= len(wanted) and "<instruction>" not in text
+    return usable, text if usable else None
 
 
 def neutralise(text: str) -> str:

@@ -75,8 +75,17 @@ class Prompts(Section):
 
     source: str = Field(
         "builtin",
-        description="builtin (short topics plus checkable constraints) or a JSONL file with "
-        '"id", "text" and optionally "constraints", "complete" on each line',
+        description="builtin (short topics plus checkable constraints); a .jsonl file with "
+        '"id", "text" and optionally "constraints", "complete" on each line; a .jsonl, .json, .csv '
+        "or .parquet file with the columns below; or hub:OWNER/NAME (@CONFIG)",
+    )
+    column: str = Field("text", description="the source's column that holds the instruction")
+    id_column: str = Field("", description="its column of ids; empty: they are numbered")
+    split: str = Field("train", description="split of a Hub data set")
+    decontaminate: str = Field(
+        "",
+        description='a JSONL of benchmark prompts ("prompt" or "text"), such as IFEval\'s; prompts '
+        "that share 13 words in a row or most of their words with one are dropped and counted",
     )
     count: Count = Field(1000, description="prompts per iteration; iterations do not share any")
     kinds: tuple[str, ...] = Field(
@@ -94,6 +103,30 @@ class Prompts(Section):
         if not self.kinds:
             raise ValueError("kinds wants at least one constraint kind, found an empty list")
         return self
+
+
+class Evolve(Section):
+    """Plain instructions become constraint-bearing ones before they are answered."""
+
+    way: Literal["none", "constraints", "model", "openai"] = Field(
+        "none",
+        alias="with",
+        description="none; constraints: a program adds checkable ones; model: the base model "
+        "rewrites, by the paper's kinds of constraints; openai: an OpenAI-compatible endpoint does",
+    )
+    kinds: tuple[str, ...] = Field((), description="for constraints: their kinds; [] takes all")
+    per_prompt: tuple[Count, Count] = Field(
+        (1, 2), description="for constraints: fewest and most that are added"
+    )
+    tries: Count = Field(2, description="replies asked for until one can be used")
+    max_new_tokens: Count = Field(256, description="longest rewritten instruction, in tokens")
+    temperature: Temperature = Field(0.7, description="of the rewriting; 0 is greedy")
+    url: str = Field("http://localhost:8000/v1", description="for openai: the endpoint's base")
+    model: str = Field("", description="for openai: the model's name there")
+    key_env: str = Field(
+        "OPENAI_API_KEY", description="for openai: the environment variable that holds the key"
+    )
+    parallel: Count = Field(8, description="for openai: requests at a time")
 
 
 class Training(Section):
@@ -130,7 +163,21 @@ class Bootstrap(Training):
         description="constraints (program-made critiques and repairs), none, or a JSONL file of "
         'rows with "messages" as in the released SPaR data',
     )
+    start_from: str = Field(
+        "", description="folder of a finished run: start from its last adapters, without a warm-up"
+    )
     prompts: Count = Field(200, description="builtin prompts whose answers are critiqued")
+    kinds: tuple[str, ...] = Field((), description="their constraint kinds; [] takes prompts.kinds")
+    per_prompt: tuple[Count, Count] | None = Field(
+        None, description="fewest and most constraints in one; null takes prompts.per_prompt"
+    )
+    k: Count = Field(1, description="answers sampled per prompt, each a lesson of its own")
+    minimal: Natural = Field(
+        0, description="further wrong answers made of each right one, with one constraint broken"
+    )
+    curriculum: bool = Field(
+        False, description="train on prompts with one constraint first, then with two, and so on"
+    )
     actor: bool = Field(True, description="also warm up the actor on the repaired answers")
     actor_lr: Annotated[float, Field(ge=0)] = Field(
         0.0, description="peak learning rate of the actor's warm-up; 0 takes lr"
@@ -259,9 +306,10 @@ class Recipe(Section):
     """All settings of a run."""
 
     seed: int = Field(0, description="every random choice follows from it")
-    iterations: Count = Field(3, description="turns of the loop")
+    iterations: Natural = Field(3, description="turns of the loop; 0 ends after the warm-up")
     model: Model = Field(..., description="the base model")
     prompts: Prompts = Field(Prompts(), description="instructions to train on")
+    evolve: Evolve = Field(Evolve(), description="constraints added to plain instructions")
     bootstrap: Bootstrap = Field(Bootstrap(), description="warm-up before iteration 1")
     sample: Sample = Field(Sample(), description="step 1 of an iteration")
     judge: Judge = Field(Judge(), description="step 2")
@@ -316,12 +364,14 @@ def parse_recipe(
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML; ``load_recipe`` reads it back unchanged."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
+    )
 
 
 def recipe_slice(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
     """Return the flat ``{"search.branch": 3}`` values under the given keys or sections."""
-    flat = dict(_flatten(recipe.model_dump(mode="json")))
+    flat = dict(_flatten(recipe.model_dump(mode="json", by_alias=True)))
     return {
         name: value
         for name, value in flat.items()
@@ -333,7 +383,8 @@ def describe_keys(
     section: type[BaseModel] = Recipe, prefix: str = ""
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (key path, default, description) for every key, sections before their keys."""
-    for name, field in section.model_fields.items():
+    for own, field in section.model_fields.items():
+        name = field.alias or own
         inner = _section_of(field)
         default = "" if inner else _show_default(field)
         yield prefix + name, default, field.description or ""

@@ -126,6 +126,11 @@ class Run:
             "occupancy": round(usage.occupancy, 3),
         }
 
+    @property
+    def device(self) -> str | None:
+        """Where the model runs ("cuda" or "cpu"); None before it is loaded."""
+        return self._policy.device.type if self._policy is not None else None
+
     def peak_memory(self) -> int:
         """Peak bytes so far: the card's allocations on CUDA, else the process's resident set."""
         if self._policy is not None and self._policy.device.type == "cuda":

@@ -47,9 +47,9 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
+def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
     """Bootstrap 95 % interval of a mean, resampling the values."""
-    return bootstrap(values, lambda drawn: sum(drawn) / len(drawn), seed)
+    return bootstrap(values, lambda drawn: sum(drawn) / len(drawn), seed, draws)
 
 
 def bootstrap(

@@ -262,7 +262,7 @@ def test_the_command_scores_keeps_and_never_repeats(
         (["--tasks", "gone"], "run the same command once with a network"),
         (["--tasks", "code"], "task code runs code that the model writes: --allow-code"),
         (["--tasks", " , "], "wanted --tasks NAME"),
-        (["--tasks", "colours", "--batch", "0"], "--batch 1 or more"),
+        (["--tasks", "colours", "--batch", "0"], "'--batch': 0 is not in the range"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_2(

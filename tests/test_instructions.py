@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from spar_lite.decontaminate import Benchmark
 from spar_lite.errors import RecipeError
-from spar_lite.instructions import builtin_prompts, iteration_prompts, read_prompts
+from spar_lite.instructions import builtin_prompts, iteration_prompts
 from spar_lite.recipe import Prompts
+from spar_lite.sources import read_source
 
 
 def write(tmp_path: Path, *rows: object) -> Path:
@@ -20,11 +22,11 @@ def write(tmp_path: Path, *rows: object) -> Path:
 
 def test_builtin_iterations_share_no_prompt() -> None:
     settings = Prompts(count=5)
-    first, second = (iteration_prompts(settings, 0, n) for n in (1, 2))
+    first, second = (iteration_prompts(settings, 0, n)[0] for n in (1, 2))
     assert [p.id for p in first] == [f"train-000{n}" for n in range(5)]
     assert not {p.text for p in first} & {p.text for p in second}
     assert all(p.complete and p.constraints for p in first)
-    assert first == iteration_prompts(settings, 0, 1)
+    assert (first, 0) == iteration_prompts(settings, 0, 1)
 
 
 def test_splits_share_no_text() -> None:
@@ -39,7 +41,7 @@ def test_a_file_of_prompts_is_dealt_out_in_blocks(tmp_path: Path) -> None:
     rule = {"kind": "no_commas"}
     file = write(tmp_path, {"text": "a"}, {"id": "x", "text": "b", "constraints": [rule]})
     settings = Prompts(source=str(file), count=1)
-    (first,), (second,) = (iteration_prompts(settings, 0, n) for n in (1, 2))
+    (first,), (second,) = (iteration_prompts(settings, 0, n)[0] for n in (1, 2))
     assert (first.id, first.text, first.constraints) == ("prompt-000001", "a", ())
     assert (second.id, second.constraints, second.complete) == ("x", (rule,), False)
     with pytest.raises(RecipeError, match="iteration 3 wants prompts 3 to 3"):
@@ -59,17 +61,123 @@ def test_a_file_of_prompts_is_dealt_out_in_blocks(tmp_path: Path) -> None:
 )
 def test_a_bad_row_is_named(row: object, word: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"prompts\.jsonl line 1") as error:
-        read_prompts(write(tmp_path, row))
+        read_source(Prompts(source=str(write(tmp_path, row))))
     assert word in str(error.value)
 
 
 def test_an_id_twice_and_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="twice"):
-        read_prompts(write(tmp_path, {"id": "a", "text": "x"}, {"id": "a", "text": "y"}))
+        file = write(tmp_path, {"id": "a", "text": "x"}, {"id": "a", "text": "y"})
+        read_source(Prompts(source=str(file)))
     with pytest.raises(RecipeError, match="cannot be read"):
-        read_prompts(tmp_path / "nowhere.jsonl")
+        read_source(Prompts(source=str(tmp_path / "nowhere.jsonl")))
 
 
 def test_an_unknown_kind_is_the_recipes_fault() -> None:
     with pytest.raises(RecipeError, match="no_commas"):
         builtin_prompts(Prompts(kinds=("no_comas",)), 0, "train", 3)
+
+
+# --- Other sources --------------------------------------------------------------------------------
+
+
+def rows_in(tmp_path: Path, kind: str) -> Path:
+    """Two rows of a foreign shape, as a file of each kind."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"instruction": ["Describe tea.", "Sing."], "key": [7, 8]})
+    file = tmp_path / f"rows.{kind}"
+    write = {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[kind]
+    write(str(file))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_columns_are_mapped(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = rows_in(tmp_path, kind)
+    settings = Prompts(source=str(file), column="instruction", id_column="key")
+    assert [(p.id, p.text) for p in read_source(settings)] == [
+        ("7", "Describe tea."),
+        ("8", "Sing."),
+    ]
+    wrong = Prompts(source=str(file), column="instructions")
+    with pytest.raises(RecipeError, match=r"columns are instruction, key\. Did you mean \"instr"):
+        read_source(wrong)
+
+
+def test_a_chat_column_gives_the_first_user_turn(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
+    other = [{"from": "human", "value": "Hi!"}, {"from": "gpt", "value": "Hi."}]
+    for number, chat in enumerate((turns, other)):
+        file = tmp_path / f"chat{number}.json"
+        file.write_text(json.dumps([{"messages": chat}]))
+        (prompt,) = read_source(Prompts(source=str(file), column="messages"))
+        assert prompt.text in ("Hello?", "Hi!")
+    file.write_text(json.dumps([{"messages": [{"role": "assistant", "content": "x"}]}]))
+    with pytest.raises(RecipeError, match='row 1: column "messages" wanted text, or chat'):
+        read_source(Prompts(source=str(file), column="messages"))
+
+
+def test_a_local_folder_stands_in_for_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows_in(tmp_path / "data", "parquet")
+    settings = Prompts(source=f"hub:{tmp_path / 'data'}", column="instruction")
+    assert [p.id for p in read_source(settings)] == ["prompt-000001", "prompt-000002"]
+    with pytest.raises(RecipeError, match="split test.* cannot be loaded"):
+        read_source(settings.model_copy(update={"split": "test"}))
+
+
+def test_an_unreachable_hub_and_an_unknown_ending(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="hub:nobody/nothing .*give the file instead"):
+        read_source(Prompts(source="hub:nobody/nothing"))
+    with pytest.raises(RecipeError, match=r"ends with \.jsonl, \.json, \.csv, \.parquet"):
+        read_source(Prompts(source="prompts.txt"))
+
+
+# --- Decontamination ------------------------------------------------------------------------------
+
+BENCH = "Write a letter to the mayor of our town about the new park and the old oak trees."
+
+
+def test_thirteen_words_in_a_row_are_too_many() -> None:
+    bench = Benchmark.of([BENCH])
+    words = BENCH.split()
+    assert bench.holds(
+        "Please: " + " ".join(words[:13]).upper() + " Then stop, sing and rest well!"
+    )
+    longer = " ".join(f"{word} {n}" for n, word in enumerate(words[:12]))
+    assert not bench.holds(longer)
+
+
+def test_most_words_alike_is_too_close() -> None:
+    """Distinct words of a b c d e f g against a b c d e f h: 6 of 8 shared, 0.75; 5 of 9 is 0.56."""
+    bench = Benchmark.of(["a b c d e f g"])
+    assert bench.holds("G? f E d, c b h")
+    assert not bench.holds("a b c d e x y")
+
+
+def test_dropped_prompts_make_room_for_the_next(tmp_path: Path) -> None:
+    file = write(tmp_path, {"text": BENCH}, {"text": "Describe tea."}, {"text": "Sing a song."})
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text(json.dumps({"key": 1, "prompt": BENCH}) + "\n")
+    settings = Prompts(source=str(file), count=2, decontaminate=str(bench))
+    found, dropped = iteration_prompts(settings, 0, 1)
+    assert ([p.text for p in found], dropped) == (["Describe tea.", "Sing a song."], 1)
+    with pytest.raises(RecipeError, match="has 2, and 1 were too close to the benchmark"):
+        iteration_prompts(settings, 0, 2)
+    bench.write_text('{"key": 1}')
+    with pytest.raises(RecipeError, match=r"bench\.jsonl line 1: wanted"):
+        iteration_prompts(settings, 0, 1)
+
+
+def test_builtin_prompts_are_topped_up(tmp_path: Path) -> None:
+    first, _ = iteration_prompts(Prompts(count=3), 0, 1)
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text(json.dumps({"text": first[1].text}) + "\n")
+    settings = Prompts(count=3, decontaminate=str(bench))
+    found, dropped = iteration_prompts(settings, 0, 1)
+    assert dropped >= 1 and len(found) == 3
+    assert first[1] not in found and found[0] == first[0]
+    later, _ = iteration_prompts(settings, 0, 2)
+    assert not {p.id for p in later} & {p.id for p in found}

@@ -16,7 +16,6 @@ from spar_lite.errors import EngineError
 from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.model.cache import SlotCache, bytes_per_position
 from spar_lite.model.machine import (
-    TRIES,
     best_threads,
     cache_budget,
     free_memory,
@@ -345,8 +344,12 @@ def test_threads_follow_the_measurement() -> None:
     before = torch.get_num_threads()
     assert best_threads(16, clock=lambda: float(next(ticks))) == 1
     assert torch.get_num_threads() == before
-    # Two readings a product: with one thread each takes ten times longer.
-    first = 2 * TRIES
-    falling = iter([10.0 * n for n in range(first)] + [10.0 * first + n for n in range(1000)])
+
+    def slow_alone() -> float:
+        """With one thread each reading is ten times as far from the last."""
+        now[0] += 10.0 if torch.get_num_threads() == 1 else 1.0
+        return now[0]
+
+    now = [0.0]
     cores = len(psutil.Process().cpu_affinity())
-    assert best_threads(16, clock=lambda: next(falling)) == (1 if cores == 1 else 2)
+    assert best_threads(16, clock=slow_alone) == (1 if cores == 1 else 2)

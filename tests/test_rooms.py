@@ -21,7 +21,11 @@ FLOORS = {
     "store": 1,
     "statistics": 1,
     "engine": 2,
+    "decontaminate": 1,
+    "sources": 2,
     "instructions": 2,
+    "remote": 3,
+    "evolve": 3,
     "sample": 3,
     "judge": 3,
     "search": 3,
@@ -35,6 +39,8 @@ FLOORS = {
     "bench": 4,
     "target": 4,
     "evaluation": 4,
+    "comparison": 4,
+    "curve": 4,
     "run": 4,
     "pipeline": 4,
     "report": 5,
@@ -43,6 +49,8 @@ FLOORS = {
 }
 # One-way arrows between rooms of one floor.
 ARROWS = {
+    "instructions": {"sources"},
+    "evolve": {"sample"},
     "judge": {"sample"},
     "search": {"judge", "sample"},
     "train": {"model"},
@@ -51,14 +59,16 @@ ARROWS = {
     "evaluate": {"sample", "judge", "search", "decode", "bootstrap"},
     "metrics": {"judge", "evaluate"},
     "evaluation": {"run", "target"},
-    "pipeline": {"run"},
+    "comparison": {"pipeline"},
+    "curve": {"evaluation", "pipeline", "run", "target"},
+    "pipeline": {"run", "target"},
     "cli": {"report"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
 HEAVY_ROOMS = {"model", "train", "bench"}
 # These may load what is heavy once they are asked to do something, inside a function.
-LATE = {"cli", "pipeline", "run", "target"}
+LATE = {"cli", "curve", "evaluate", "pipeline", "run", "sources", "target"}
 
 FILES = sorted(HOUSE.rglob("*.py"))
 

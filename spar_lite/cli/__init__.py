@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from spar_lite import __version__
-from spar_lite.cli import bench, eval_general, evaluate, lists, runs
+from spar_lite.cli import bench, compare, curve, eval_general, evaluate, lists, runs
 from spar_lite.errors import SparError
 
 USER_FAULT = 2
@@ -46,6 +46,8 @@ for command in (
     runs.run,
     runs.status,
     runs.show,
+    compare.compare,
+    curve.curve,
     evaluate.evaluate,
     bench.bench,
     bench.doctor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spar_lite.cli.common import make_console, quiet_libraries
+from spar_lite.cli.common import dump_json, make_console, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ def bench(
         found = room.bench(policy, settings, plan, lambda text: console.print(f"[dim]{text} …[/]"))
     found["model"] = shape or found["model"]
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(dump_json(found))
         return
     from spar_lite.report.bench import bench_tables
 

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.option("--tasks", "words", required=True, help="Such as gsm8k,mmlu; see lm-eval ls tasks.")
 @click.option("--include", type=click.Path(path_type=Path), help="Folder of your own task YAMLs.")
-@click.option("--limit", default=0, help="Only the first documents of each task.")
-@click.option("--batch", default=8, show_default=True, help="Sequences at a time, at most.")
+@click.option("--limit", type=click.IntRange(0), default=0, help="Only the first documents.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Sequences at a time, at most.",
+)
 @click.option("--no-chat-template", is_flag=True, help="Plain text, as for base models.")
 @click.option("--allow-code", is_flag=True, help="Run code that the model writes (humaneval).")
 @common
@@ -51,11 +57,8 @@ def general(
     from spar_lite.evaluate.general import need_harness
 
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
-    if not names or limit < 0 or batch < 1:
-        raise SparError(
-            "wanted --tasks NAME,…, --limit 0 (all) or more, and --batch 1 or more; found "
-            f"--tasks {words!r}, --limit {limit}, --batch {batch}."
-        )
+    if not names:
+        raise SparError(f"wanted --tasks NAME,NAME…, found {words!r}.")
     need_harness()
     if allow_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"

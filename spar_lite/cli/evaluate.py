@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spar_lite.cli.common import closing, locked, make_console, quiet_libraries
+from spar_lite.cli.common import closing, dump_json, locked, make_console, quiet_libraries
 from spar_lite.errors import SparError, StoreError
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def job(
 def show(card: dict[str, Any], as_json: bool, folder: Path | None = None) -> None:
     """A scorecard, as a table or as JSON alone."""
     if as_json:
-        click.echo(json.dumps(card, indent=1, ensure_ascii=False))
+        click.echo(dump_json(card))
         return
     from spar_lite.report.evaluation import card_table
 
@@ -197,7 +196,7 @@ def judge(
         if source == "llmbar":
             card = eval_judge(work, _llmbar(data), "llmbar")
         else:
-            chosen = _kinds(kinds)
+            chosen = kinds_named(kinds)
             tokens = work.target.recipe.evaluate.max_new_tokens
             cases = builtin_cases(work, count, chosen, tokens)
             name = "-".join(["constraints", *chosen[:3]])
@@ -234,7 +233,7 @@ def refine(
         card = eval_refine(
             work,
             count,
-            _kinds(kinds),
+            kinds_named(kinds),
             critic,  # type: ignore[arg-type]
             settings.max_new_tokens,
             settings.reply_tokens,
@@ -242,14 +241,15 @@ def refine(
     show(card, as_json, work.folder)
 
 
-def _kinds(text: str) -> tuple[str, ...]:
+def kinds_named(text: str, option: str = "--kinds") -> tuple[str, ...]:
+    """Constraint kinds written with commas."""
     from spar_lite.constraints import kind_named
 
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     try:
         return tuple(kind_named(name).kind for name in names)
     except ValueError as error:
-        raise StoreError(f"--kinds: {error}") from None
+        raise StoreError(f"{option}: {error}") from None
 
 
 def _llmbar(data: Path | None) -> list[Any]:

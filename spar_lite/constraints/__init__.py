@@ -11,14 +11,16 @@ prompt template and no other file of spar_lite.
 
 from .base import KINDS, Constraint, from_json, kind_named
 from .edges import EndsWith, StartsWith, StoryBookends
+from .figures import HasNumber, NoDigits, NumberedList, Postscript, TwoAnswers
 from .keywords import KeywordExclude, KeywordFrequency, KeywordInclude
 from .layout import BulletCount, ParagraphCount
 from .lengths import SentenceCount, WordCount
 from .letters import AllLowercase, AllUppercase, CharSequence, NoCommas
+from .marked import CapitalWords, Highlights, Placeholders, Title
 from .marks import EndsWithQuestion, Quoted
 from .several import check_all, conflict, critique, mend_all
 from .structure import JsonObject
-from .tasks import FORMS, SPLITS, TOPICS, Task, compose, topics_of
+from .tasks import FORMS, SPLITS, TOPICS, Task, compose, enrich, topics_of
 from .values import VALUES, Values
 
 __all__ = [
@@ -30,27 +32,37 @@ __all__ = [
     "AllLowercase",
     "AllUppercase",
     "BulletCount",
+    "CapitalWords",
     "CharSequence",
     "Constraint",
     "EndsWith",
     "EndsWithQuestion",
+    "HasNumber",
+    "Highlights",
     "JsonObject",
     "KeywordExclude",
     "KeywordFrequency",
     "KeywordInclude",
     "NoCommas",
+    "NoDigits",
+    "NumberedList",
     "ParagraphCount",
+    "Placeholders",
+    "Postscript",
     "Quoted",
     "SentenceCount",
     "StartsWith",
     "StoryBookends",
     "Task",
+    "Title",
+    "TwoAnswers",
     "Values",
     "WordCount",
     "check_all",
     "compose",
     "conflict",
     "critique",
+    "enrich",
     "from_json",
     "kind_named",
     "mend_all",

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from .base import Constraint
 from .edges import EndsWith
+from .figures import NoDigits
 from .keywords import KeywordExclude, KeywordFrequency, KeywordInclude
 from .lengths import SentenceCount, WordCount
 from .letters import AllLowercase, AllUppercase, NoCommas
+from .marked import CapitalWords, Marked, Title
 from .marks import EndsWithQuestion
 from .structure import JsonObject
 from .text import words
@@ -36,9 +38,13 @@ def _clash(rule: Constraint, other: Constraint) -> bool:
         case KeywordExclude():
             return rule.word.lower() in [word.lower() for word in words(text)]
         case AllLowercase():
-            return other.case_bound and text != text.lower()
+            return isinstance(other, CapitalWords) or (other.case_bound and text != text.lower())
         case AllUppercase():
             return other.case_bound and text != text.upper()
+        case NoDigits():
+            return any(character.isdigit() for character in text)
+        case JsonObject():
+            return isinstance(other, Marked | Title)  # marks of text, not of data
         case NoCommas():
             return "," in text or (isinstance(other, JsonObject) and len(other.keys) > 1)
         case WordCount(high=int() as high):

@@ -119,6 +119,22 @@ def compose(
     return tasks[start:]
 
 
+def enrich(
+    seed: int, id: str, text: str, kinds: Sequence[str], per_prompt: tuple[int, int]
+) -> tuple[str, tuple[Constraint, ...]]:
+    """A plain request with constraints that go together added to it, drawn by seed and id.
+
+    None is added that the request's own words give away, and none that is a whole task by itself.
+    """
+    rng = random.Random(_digest(seed, "enrich", id))
+    classes = [cls for cls in map(kind_named, kinds) if not cls.standalone]
+    if not classes:
+        raise ValueError("enrich wants a constraint kind that goes with a request")
+    wanted = rng.randint(*per_prompt)
+    found = _draw(rng, wanted, classes, text, "train", VALUES)
+    return " ".join([text, *(rng.choice(rule.phrasings()) for rule in found)]), found
+
+
 def _quarters(split: str) -> tuple[int, ...]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}. {suggest(split, SPLITS)}")

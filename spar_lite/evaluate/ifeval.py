@@ -10,6 +10,7 @@ Knows files and the harness's task; nothing of engines or models.
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def read_responses(path: Path, prompts: Sequence[IfevalPrompt]) -> dict[int, str
         where = f"{path} line {n}"
         if not isinstance(row.get("response"), str):
             raise StoreError(f'{where}: wanted "key" or "prompt", and "response" as text.')
-        key = row["key"] if "key" in row else by_text.get(row.get("prompt"))
+        key = row["key"] if "key" in row else by_text.get(str(row.get("prompt")))
         if key not in keys:
             shown = row.get("key", str(row.get("prompt"))[:60])
             raise StoreError(f"{where}: {shown!r} is none of the {len(keys)} prompts.")
@@ -169,6 +170,8 @@ def verifiers() -> Any:
         from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise SparError(f"lm_eval cannot be loaded ({error}): {INSTALL}") from None
+    # A text without letters is no error of ours, and its line would tear the screen.
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
     langdetect.DetectorFactory.seed = 0  # else short texts change their language between runs
     return utils
 

@@ -23,8 +23,8 @@ CACHE_SHARE = {"cuda": 0.75, "cpu": 0.5}
 NEAR = 0.9
 """Speeds from this share of the best on count as a tie."""
 
-TRIES = 50
-"""Products timed for each number of threads; about a tenth of a second in all."""
+ROUNDS, TRIES = 10, 10
+"""How often each number of threads is tried, and products timed each time: half a second in all."""
 
 LINUX = sys.platform == "linux"
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -111,16 +111,18 @@ def best_threads(hidden: int, clock: Callable[[], float] = time.perf_counter) ->
     cores = len(psutil.Process().cpu_affinity()) if LINUX else psutil.cpu_count() or 1
     weight, x = torch.ones(4 * hidden, hidden), torch.ones(hidden, 64)
     seconds: dict[int, float] = {}
-    for threads in {1, max(1, cores // 2), cores}:
+    # In turns, so that a core that is busy for a moment does not decide.
+    for threads in sorted({1, max(1, cores // 2), cores}) * ROUNDS:
         torch.set_num_threads(threads)
-        seconds[threads] = _seconds(weight, x, clock)
+        took = _seconds(weight, x, clock)
+        seconds[threads] = min(took, seconds.get(threads, took))
     torch.set_num_threads(before)
     least = min(seconds.values())
     return min(threads for threads, took in seconds.items() if took * NEAR <= least)
 
 
 def _seconds(weight: Tensor, x: Tensor, clock: Callable[[], float]) -> float:
-    """Least time of one product of many: a core that is busy for a moment must not decide."""
+    """Least time of one product, of a few."""
     took = []
     for _ in range(TRIES):
         start = clock()

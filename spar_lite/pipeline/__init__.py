@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,23 +28,26 @@ from spar_lite.store import Marker, StageFile, write_text
 def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a run, in order."""
     found = [*heldout_stages(recipe, "base", 0, fresh=True)]
-    if recipe.bootstrap.source != "none":
+    if recipe.bootstrap.source != "none" or recipe.bootstrap.start_from:
         found += warmup_stages(recipe)
         found += heldout_stages(recipe, "bootstrap", 0)
     for number in range(1, recipe.iterations + 1):
-        found += iteration_stages(number)
+        found += iteration_stages(recipe, number)
         found += heldout_stages(recipe, f"iteration-{number}", number)
     return found
 
 
-def execute(run: Run) -> dict[str, Summary]:
+def execute(run: Run, only: Collection[str] = ()) -> dict[str, Summary]:
     """Do what is left of a run; return every stage's summary by label.
+
+    ``only``: labels of the stages wanted; all if empty.
 
     Raises:
         StoreError: the folder holds stages that were done with other recipe values.
     """
     saved = run.folder / "recipe.yaml"
-    todo = [s for s in stages(run.recipe) if not _finished(run, s)]
+    wanted = [s for s in stages(run.recipe) if not only or s.label in only]
+    todo = [s for s in wanted if not _finished(run, s)]
     if not saved.exists() or todo:
         write_text(saved, dump_recipe(run.recipe))
     for stage in todo:
@@ -105,8 +109,9 @@ def _do(run: Run, stage: Stage) -> None:
     run.take_usage()
     run.ledger(stage=stage.label, event="start")
     summary = stage.work(run)
-    cost = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
+    cost: Summary = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
     cost["peak_memory_bytes"] = run.peak_memory()
+    cost["device"] = run.device
     kept = {"recipe": recipe_slice(run.recipe, stage.keys), **summary, **cost}
     Marker(run.folder / stage.folder, stage.name).write(kept)
     run.ledger(stage=stage.label, event="done", **summary, **cost)

@@ -41,6 +41,9 @@ def checkpoint(recipe: Recipe, folder: Path, role: Role, iteration: int) -> Path
     """The adapter that ``role`` has after ``iteration`` (0: after the warm-up); None: fresh."""
     if iteration > 0:
         return folder / f"iteration-{iteration}" / role
+    if recipe.bootstrap.start_from:
+        copied = folder / "bootstrap" / role
+        return copied if copied.exists() else None  # the other run may have warmed only one up
     warmed = recipe.bootstrap.source != "none" and (role != "actor" or recipe.bootstrap.actor)
     return folder / "bootstrap" / role if warmed else None
 
@@ -67,18 +70,22 @@ def kinds(rows: list[TrainingExample]) -> Summary:
 
 
 def fit(
-    run: Run, folder: str, role: Role, rows: list[TrainingExample], settings: Training
+    run: Run, folder: str, role: Role, *parts: list[TrainingExample], settings: Training
 ) -> Summary:
-    """Supervised training of one adapter, then save it."""
+    """Supervised training of one adapter on each part in turn, then save it."""
     from spar_lite.train import train_on_examples
 
-    run.screen.start(f"{folder}/{role}", 0, "steps")
-    summary: Summary = {"examples": len(rows)}
-    if rows:
-        seed = stable_seed(run.recipe.seed, folder, role)
-        step = step_counter(run, f"{folder}/{role}")
-        summary = report(train_on_examples(run.policy, role, rows, settings, seed, step))
-    else:
+    label = f"{folder}/{role}"
+    run.screen.start(label, 0, "steps")
+    summary: Summary = {"examples": 0}
+    for number, rows in enumerate(filter(None, parts)):
+        seed = stable_seed(run.recipe.seed, folder, role, *([number] if number else []))
+        step = step_counter(run, label)
+        found = report(train_on_examples(run.policy, role, rows, settings, seed, step))
+        for key in ("examples", "dropped", "steps", "tokens"):
+            found[key] += summary.get(key, 0)
+        summary = found
+    if not any(parts):
         run.screen.say(f"no examples: the {role} stays as it is")
     return summary | keep(run, folder, role)
 

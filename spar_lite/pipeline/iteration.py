@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
+from spar_lite.engine import Engine
+from spar_lite.evolve import Evolution, evolve
 from spar_lite.instructions import iteration_prompts
 from spar_lite.judge import judge_answer
 from spar_lite.metrics import iteration_metrics
@@ -21,6 +24,7 @@ from spar_lite.pipeline.common import (
     step_counter,
     write_metrics,
 )
+from spar_lite.recipe import Recipe
 from spar_lite.records import (
     Judgement,
     PreferencePair,
@@ -30,22 +34,28 @@ from spar_lite.records import (
     Tree,
     stable_seed,
 )
+from spar_lite.remote import open_remote
 from spar_lite.run import Run, by_id
 from spar_lite.sample import sample_answer
 from spar_lite.search import search_tree
 
 
-def iteration_stages(number: int) -> Iterator[Stage]:
+def iteration_stages(recipe: Recipe, number: int) -> Iterator[Stage]:
     """Sample, judge, search, pair, train both."""
     folder = f"iteration-{number}"
 
     def stage(name: str, keys: tuple[str, ...], work: Callable[[Run, int], Summary]) -> Stage:
         return Stage(folder, name, keys, lambda run: work(run, number))
 
-    prompts = ("seed", "prompts")
-    responses = (*MODEL, "bootstrap", "prompts", "sample")
+    prompts: tuple[str, ...] = ("seed", "prompts")
+    responses = (*MODEL, "bootstrap", "prompts", "evolve", "sample")
     judgements = (*responses, "judge")
     trees = (*judgements, "search")
+    if recipe.evolve.way != "none":
+        yield stage("plain_prompts", prompts, _plain_prompts)
+        keys = (*MODEL, "prompts", "evolve")
+        yield stage("evolutions", keys, _evolutions)
+        prompts = keys
     yield stage("prompts", prompts, _prompts)
     yield stage("responses", responses, _responses)
     yield stage("judgements", judgements, _judgements)
@@ -57,10 +67,42 @@ def iteration_stages(number: int) -> Iterator[Stage]:
     yield stage("refiner", (*trees, "rft"), _train_refiner)
 
 
+def _plain_prompts(run: Run, number: int, name: str = "plain_prompts") -> Summary:
+    prompts, dropped = iteration_prompts(run.recipe.prompts, run.recipe.seed, number)
+    run.screen.start(f"iteration-{number}/{name}", len(prompts), "prompts")
+    file_of(run, f"iteration-{number}", name, Prompt).finish(prompts)
+    found: Summary = {"prompts": len(prompts)}
+    return found | ({"too_close_to_benchmark": dropped} if run.recipe.prompts.decontaminate else {})
+
+
+def _evolutions(run: Run, number: int) -> Summary:
+    folder, recipe = f"iteration-{number}", run.recipe
+    prompts = file_of(run, folder, "plain_prompts", Prompt).load()
+    engine: Engine | None = None
+    if recipe.evolve.way == "model":
+        run.use_adapters(None, None)
+        engine = run.engine
+    elif recipe.evolve.way == "openai":
+        engine = open_remote(recipe.evolve)
+    items = [(p.id, partial(evolve, engine, p, recipe.evolve, recipe.seed)) for p in prompts]
+    file = file_of(run, folder, "evolutions", Evolution)
+    found = run.collect(f"{folder}/evolutions", file, items, "prompts")
+    return {
+        "evolved": sum(e.text is not None for e in found),
+        "said_none": sum(e.said_none for e in found),
+        "unreadable": sum(e.text is None and not e.said_none for e in found),
+    }
+
+
 def _prompts(run: Run, number: int) -> Summary:
-    prompts = iteration_prompts(run.recipe.prompts, run.recipe.seed, number)
-    run.screen.start(f"iteration-{number}/prompts", len(prompts), "prompts")
-    file_of(run, f"iteration-{number}", "prompts", Prompt).finish(prompts)
+    if run.recipe.evolve.way == "none":
+        return _plain_prompts(run, number, "prompts")
+    folder = f"iteration-{number}"
+    plain = file_of(run, folder, "plain_prompts", Prompt).load()
+    found = by_id(file_of(run, folder, "evolutions", Evolution).load())
+    prompts = [found[p.id].apply(p) for p in plain]
+    run.screen.start(f"{folder}/prompts", len(prompts), "prompts")
+    file_of(run, folder, "prompts", Prompt).finish(prompts)
     return {"prompts": len(prompts)}
 
 
@@ -145,13 +187,23 @@ def _audit(run: Run, number: int) -> Summary:
     run.screen.start(f"{folder}/audit", 1, "report")
     found = iteration_metrics(run.folder / folder)
     write_metrics(run.folder / folder, "loop", found)
+    program, trees, pairs = found["judge_against_program"], found["trees"], found["pairs"]
     return {
         "readable_votes": found["votes"]["readable_share"],
-        "judge_agreement": found["judge_against_program"]["accuracy"],
-        "always_no": found["judge_against_program"]["always_no_accuracy"],
-        "readable_refinements": found["trees"]["readable_refinements"],
-        "accepted_refinements": found["trees"]["accepted_refinements"],
-        "truly_better": found["pairs"]["truly_better"],
+        "judge_agreement": program["accuracy"],
+        "always_no": program["always_no_accuracy"],
+        "false_pass": program["false_pass"],
+        "false_fail": program["false_fail"],
+        "by_kind": {kind: part["accuracy"] for kind, part in found["judge_by_kind"].items()},
+        "readable_refinements": trees["readable_refinements"],
+        "accepted_refinements": trees["accepted_refinements"],
+        "nodes_per_tree": trees["nodes_per_tree"],
+        "solved_by_depth": trees["solved_by_depth"],
+        "accepted_truly": found["accepted"]["truly"],
+        "truly_by_votes": found["accepted"]["truly_by_votes"],
+        "truly_better": pairs["truly_better"],
+        "refined_likeness": pairs["refined_likeness"],
+        "sampled_likeness": pairs["sampled_likeness"],
     }
 
 
@@ -192,7 +244,7 @@ def _train_refiner(run: Run, number: int) -> Summary:
     _start_of(run, number, actor=number)
     folder = f"iteration-{number}"
     rows = file_of(run, folder, "refiner_examples", TrainingExample).load()
-    return fit(run, folder, "refiner", rows, run.recipe.rft)
+    return fit(run, folder, "refiner", rows, settings=run.recipe.rft)
 
 
 def _start_of(run: Run, number: int, actor: int | None = None) -> None:

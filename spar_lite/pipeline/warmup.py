@@ -1,11 +1,18 @@
-"""The warm-up's stages: prompts, the base model's answers, lessons, two trainings."""
+"""The warm-up's stages: prompts, the base model's answers, lessons, two trainings.
+
+Or, with ``bootstrap.start_from``, one: another run's adapters are copied and started from.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from spar_lite import bootstrap
+from spar_lite.errors import StoreError
 from spar_lite.instructions import builtin_prompts
 from spar_lite.pipeline.common import (
     TASKS,
@@ -16,20 +23,24 @@ from spar_lite.pipeline.common import (
     fit,
     kinds,
 )
-from spar_lite.recipe import Decoding, Recipe
+from spar_lite.recipe import Decoding, Prompts, Recipe
 from spar_lite.records import Prompt, Response, Role, TrainingExample
 from spar_lite.run import Run
 from spar_lite.sample import sample_answer
+from spar_lite.target import checkpoints
 
 
 def warmup_stages(recipe: Recipe) -> Iterator[Stage]:
     """Warm both adapters up, as far as the recipe says."""
-    sampled = ("bootstrap.source", "bootstrap.prompts", "bootstrap.max_new_tokens")
-    keys = (*TASKS, *sampled)
+    if recipe.bootstrap.start_from:
+        yield Stage("bootstrap", "start", ("model.lora", "bootstrap.start_from"), _start_from)
+        return
+    names = ("source", "prompts", "kinds", "per_prompt", "k", "max_new_tokens")
+    keys = (*TASKS, *(f"bootstrap.{name}" for name in names))
     if recipe.bootstrap.source == "constraints":
         yield Stage("bootstrap", "prompts", keys, _warmup_prompts)
         yield Stage("bootstrap", "answers", keys, _warmup_answers)
-    rows = (*keys, "bootstrap.examples")
+    rows = (*keys, "bootstrap.minimal", "bootstrap.examples")
     yield Stage("bootstrap", "examples", rows, _warmup_examples)
     trained = (*TASKS, "bootstrap")
     yield Stage("bootstrap", "refiner", trained, lambda run: _warm_up(run, "refiner"))
@@ -38,9 +49,9 @@ def warmup_stages(recipe: Recipe) -> Iterator[Stage]:
 
 
 def _warmup_prompts(run: Run) -> Summary:
-    prompts = builtin_prompts(
-        run.recipe.prompts, run.recipe.seed, "warmup", run.recipe.bootstrap.prompts
-    )
+    recipe = run.recipe
+    settings = warmup_tasks(recipe)
+    prompts = builtin_prompts(settings, recipe.seed, "warmup", recipe.bootstrap.prompts)
     run.screen.start("bootstrap/prompts", len(prompts), "prompts")
     file_of(run, "bootstrap", "prompts", Prompt).finish(prompts)
     return {"prompts": len(prompts)}
@@ -49,12 +60,10 @@ def _warmup_prompts(run: Run) -> Summary:
 def _warmup_answers(run: Run) -> Summary:
     run.use_adapters(None, None)
     prompts = file_of(run, "bootstrap", "prompts", Prompt).load()
-    limit = run.recipe.bootstrap.max_new_tokens
-    decoding = Decoding(temperature=0.8, top_p=0.95, max_new_tokens=limit)
-    items = [
-        (f"{p.id}/0", lambda p=p: sample_answer(run.engine, p, f"{p.id}/0", decoding, "base"))
-        for p in prompts
-    ]
+    settings = run.recipe.bootstrap
+    decoding = Decoding(temperature=0.8, top_p=0.95, max_new_tokens=settings.max_new_tokens)
+    ids = [(p, f"{p.id}/{k}") for p in prompts for k in range(settings.k)]
+    items = [(id, partial(sample_answer, run.engine, p, id, decoding, "base")) for p, id in ids]
     answers = run.collect(
         "bootstrap/answers", file_of(run, "bootstrap", "answers", Response), items, "answers"
     )
@@ -66,7 +75,7 @@ def _warmup_examples(run: Run) -> Summary:
     if settings.source == "constraints":
         prompts = file_of(run, "bootstrap", "prompts", Prompt).load()
         answers = file_of(run, "bootstrap", "answers", Response).load()
-        rows = bootstrap.lessons(prompts, answers, run.recipe.seed)
+        rows = bootstrap.lessons(prompts, answers, run.recipe.seed, settings.minimal)
     else:
         rows = bootstrap.released_rows(Path(settings.source))
     rows = rows[: settings.examples or None]
@@ -85,4 +94,49 @@ def _warm_up(run: Run, role: Role) -> Summary:
     settings = run.recipe.bootstrap
     if role == "actor" and settings.actor_lr:
         settings = settings.model_copy(update={"lr": settings.actor_lr})
-    return fit(run, "bootstrap", role, own, settings)
+    if not settings.curriculum:
+        return fit(run, "bootstrap", role, own, settings=settings)
+    hardness = {
+        p.id: len(p.constraints) for p in file_of(run, "bootstrap", "prompts", Prompt).load()
+    }
+    return fit(run, "bootstrap", role, *bootstrap.by_hardness(own, hardness), settings=settings)
+
+
+def warmup_tasks(recipe: Recipe) -> Prompts:
+    """The builtin prompts of the warm-up: the loop's, unless the recipe says otherwise."""
+    changes = {
+        "kinds": recipe.bootstrap.kinds or recipe.prompts.kinds,
+        "per_prompt": recipe.bootstrap.per_prompt or recipe.prompts.per_prompt,
+    }
+    return recipe.prompts.model_copy(update=changes)
+
+
+def _start_from(run: Run) -> Summary:
+    """Copy the last adapters of another run, so that this one is whole by itself."""
+    source = Path(run.recipe.bootstrap.start_from)
+    known = checkpoints(source)
+    name, adapters = list(known.items())[-1]
+    if not adapters:
+        raise StoreError(
+            f"bootstrap.start_from: {source} has no adapters; wanted the folder of a run whose "
+            "warm-up or iteration is finished."
+        )
+    run.screen.start("bootstrap/start", len(adapters), "adapters")
+    for role, folder in adapters.items():
+        _same_scale(run.recipe, folder)
+        target = run.folder / "bootstrap" / role
+        shutil.rmtree(target, ignore_errors=True)  # ours, from a start that was cut off
+        shutil.copytree(folder, target)
+    return {"adapters": len(adapters), "from": f"{source} {name}"}
+
+
+def _same_scale(recipe: Recipe, folder: Path) -> None:
+    """Shapes are checked at loading; a wrong scale would fit and be silently another adapter."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    lora = recipe.model.lora
+    for key, wanted in (("r", lora.r), ("lora_alpha", lora.alpha)):
+        if config.get(key) != wanted:
+            raise StoreError(
+                f"bootstrap.start_from: {folder} has {key} {config.get(key)}, the recipe "
+                f"{wanted}. Set model.lora as it was there."
+            )

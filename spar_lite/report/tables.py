@@ -29,9 +29,15 @@ AUDIT = {
     "readable votes, %": "readable_votes",
     "judge agrees with program, %": "judge_agreement",
     "… a judge that always says No, %": "always_no",
+    "… lets pass what fails, %": "false_pass",
+    "… fails what passes, %": "false_fail",
     "readable refinements, %": "readable_refinements",
     "refinements that pass, %": "accepted_refinements",
+    "accepted refinements truly mended, %": "accepted_truly",
+    "… of all that its own votes let pass, %": "truly_by_votes",
     "pairs truly better, %": "truly_better",
+    "likeness of refined pairs, %": "refined_likeness",
+    "… of directly sampled pairs, %": "sampled_likeness",
 }
 
 
@@ -110,17 +116,26 @@ def _loop_rows(summaries: Summaries, names: list[str]) -> Iterator[tuple[str, li
     yield "answers without judgement", cells("judgements", "without_judgement")
     yield "trees", cells("trees", "trees")
     yield "trees solved", cells("trees", "solved")
-    per_tree = []
-    for name in names:
-        trees = summaries.get(f"{name}/trees", {})
-        per_tree.append(f"{trees['nodes'] / trees['trees']:.1f}" if trees.get("trees") else "-")
-    yield "nodes per tree", per_tree
+    audits = [summaries.get(f"{name}/audit", {}) for name in names]
+    nodes = [audit.get("nodes_per_tree") for audit in audits]
+    yield "nodes per tree", [_score(found, 1) if found else "-" for found in nodes]
     yield "deepest tree", cells("trees", "deepest")
+    yield from _nested(audits, "solved_by_depth", "… solved within depth {}, %")
     yield "preference pairs", cells("pairs", "pairs")
     yield "refiner examples", cells("refiner_examples", "examples")
     for title, key in AUDIT.items():
-        found = [summaries.get(f"{name}/audit", {}).get(key) for name in names]
-        yield title, [_score(score) if score else "-" for score in found]
+        yield title, [_score(audit[key]) if key in audit else "-" for audit in audits]
+        if key == "judge_agreement":
+            yield from _nested(audits, "by_kind", "… on {}, %")
+
+
+def _nested(
+    audits: list[Mapping[str, Any]], key: str, title: str
+) -> Iterator[tuple[str, list[str]]]:
+    """One row for each name that any iteration has under ``key``."""
+    for name in sorted({name for audit in audits for name in audit.get(key, {})}):
+        found = [audit.get(key, {}).get(name) for audit in audits]
+        yield title.format(name), [_score(score) if score else "-" for score in found]
 
 
 def _cost_cells(summary: Mapping[str, Any]) -> list[str]:

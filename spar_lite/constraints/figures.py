@@ -1,0 +1,278 @@
+"""Constraints on numbers and parts: digits or none, a numbered list, a postscript, two answers.
+
+What counts as a part is defined here. This file knows nothing about content.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Constraint, require
+from .text import (
+    FILLERS,
+    WORD,
+    around,
+    closed,
+    enumerated,
+    head,
+    number,
+    quote,
+    sentences,
+    tail,
+    toss,
+    with_sentence,
+)
+from .values import VALUES, Values
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBERED = re.compile(r"^\d{1,2}\. (?=\S)", re.MULTILINE)
+_OTHER_MARK = re.compile(r"^[^\S\n]*(?:[*\u2022\u2013-]|\d{1,3}[.)])[^\S\n]*(?=\S)", re.MULTILINE)
+_POSTSCRIPT = re.compile(r"^P\.S\. ?\S", re.MULTILINE)
+_STARS = "******"
+
+
+@dataclass(frozen=True)
+class NoDigits(Constraint):
+    """No digit anywhere."""
+
+    kind: ClassVar[str] = "no_digits"
+    claims: ClassVar[frozenset[str]] = frozenset({"digits"})
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "Do not use any digits.",
+            "Your answer must not contain digits.",
+            "Write without a single digit.",
+        )
+
+    def label(self) -> str:
+        return "Has no digits"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "NoDigits":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        return not any(character.isdigit() for character in text)
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return "It has no digits."
+        found = next(n for n, character in enumerate(text) if character.isdigit())
+        return f"It has a digit in {quote(around(text, (found, found + 1)))}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield re.sub(r"\d+(?:[.,]\d+)*", "some", text)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield with_sentence(text, f"There are {2 + toss(text, 8)} reasons for it.")
+
+
+@dataclass(frozen=True)
+class HasNumber(Constraint):
+    """At least one number in digits."""
+
+    kind: ClassVar[str] = "has_number"
+    claims: ClassVar[frozenset[str]] = frozenset({"digits"})
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            "Use at least one number, written in digits.",
+            "Your answer must contain a number in digits, such as 7.",
+            "Include a number such as 12, in digits.",
+        )
+
+    def label(self) -> str:
+        return "Has a number in digits"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "HasNumber":
+        return cls()
+
+    def _passes(self, text: str) -> bool:
+        return bool(_NUMBER.search(text))
+
+    def _evidence(self, text: str, met: bool) -> str:
+        found = _NUMBER.search(text)
+        if found:
+            return f"It has a number in {quote(around(text, found.span()))}."
+        return "It has no number in digits."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield with_sentence(text, f"There are {2 + toss(text, 8)} reasons for it.")
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield _NUMBER.sub("some", text)
+
+
+@dataclass(frozen=True)
+class NumberedList(Constraint):
+    """Exactly `count` lines that begin with a number and a dot; other lines are allowed."""
+
+    count: int
+    kind: ClassVar[str] = "numbered_list"
+    claims: ClassVar[frozenset[str]] = frozenset({"start", "layout", "digits"})
+    roomy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f'Answer as a numbered list of exactly {number(self.count, "item")}, like "1. ".',
+            f'Write exactly {number(self.count, "numbered line")}, beginning with "1. ".',
+            f'Use a list of {number(self.count, "item")}, numbered "1. " and so on.',
+        )
+
+    def label(self) -> str:
+        return f"Has exactly {number(self.count, 'numbered item')}"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "NumberedList":
+        return cls(rng.randint(2, 4))
+
+    def least_words(self) -> int:
+        return 2 * self.count
+
+    def _passes(self, text: str) -> bool:
+        return len(_NUMBERED.findall(text)) == self.count
+
+    def _evidence(self, text: str, met: bool) -> str:
+        found = [_NUMBERED.sub("", line) for line in text.split("\n") if _NUMBERED.match(line)]
+        rest = "" if met else f", not {self.count}"
+        if not found:
+            return f"No line begins with a number: the first is {quote(head(text, 3))}{rest}."
+        return f"It has {enumerated(found, 'numbered item')}{rest}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        starts = [match.start() for match in _NUMBERED.finditer(text)]
+        if len(starts) > self.count:
+            yield text[: starts[self.count]].rstrip()
+        items = [_OTHER_MARK.sub("", line).strip() for line in text.split("\n") if line.strip()]
+        if len(items) == self.count:
+            yield _numbered(items)
+        found = sentences(" ".join(items))
+        if not starts and len(found) >= self.count:
+            yield _numbered([*found[: self.count - 1], " ".join(found[self.count - 1 :])])
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        starts = [match.start() for match in _NUMBERED.finditer(text)]
+        if self.count > 1 and toss(text, 2):
+            yield text[: starts[-1]].rstrip()
+        else:
+            yield f"{text}\n{self.count + 1}. {FILLERS[toss(text, len(FILLERS))]}"
+        yield _NUMBERED.sub("", text)
+
+
+def _numbered(items: list[str]) -> str:
+    return "\n".join(f"{n}. {item}" for n, item in enumerate(items, 1))
+
+
+@dataclass(frozen=True)
+class Postscript(Constraint):
+    """A line at the end that begins with "P.S."."""
+
+    kind: ClassVar[str] = "postscript"
+    claims: ClassVar[frozenset[str]] = frozenset({"end"})
+    case_bound: ClassVar[bool] = True
+    roomy: ClassVar[bool] = True
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            'Add a postscript at the end that begins with "P.S.".',
+            'Close with a line that starts with "P.S.".',
+            'Your answer must end with a postscript, "P.S." and a few words.',
+        )
+
+    def label(self) -> str:
+        return 'Ends with a postscript "P.S."'
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Postscript":
+        return cls()
+
+    def required_text(self) -> str:
+        return "P.S."
+
+    def least_words(self) -> int:
+        return 6
+
+    def _last_line(self, text: str) -> str:
+        return text.rpartition("\n")[2]
+
+    def _passes(self, text: str) -> bool:
+        return bool(_POSTSCRIPT.match(self._last_line(text)))
+
+    def _evidence(self, text: str, met: bool) -> str:
+        if met:
+            return f"Its last line begins with {quote(head(self._last_line(text), 4))}."
+        return f'Its last line has no "P.S." in front: it ends with {quote(tail(text, 3))}.'
+
+    def _mends(self, text: str) -> Iterator[str]:
+        place = text.rfind("P.S.")
+        if place > 0 and WORD.search(text[place + 4 :]):
+            yield f"{text[:place].rstrip()}\nP.S. {text[place + 4 :].strip()}"
+        yield f"{closed(text)}\nP.S. {FILLERS[toss(text, len(FILLERS))]}"
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        before, _, last = text.rpartition("\n")
+        rest = last.removeprefix("P.S.").strip()
+        yield before.strip() if toss(text, 2) else f"{before}\n{rest}".strip()
+        yield f"{before}\n{rest}".strip()
+
+
+@dataclass(frozen=True)
+class TwoAnswers(Constraint):
+    """Two different parts with a line of six asterisks between them."""
+
+    kind: ClassVar[str] = "two_answers"
+    claims: ClassVar[frozenset[str]] = frozenset({"layout", "start", "end"})
+    roomy: ClassVar[bool] = True
+
+    def phrasings(self) -> tuple[str, ...]:
+        return (
+            f"Give two different answers, separated by {_STARS}.",
+            f"Answer twice in different words, with {_STARS} between the answers.",
+            f"Write two answers. Put {_STARS} between them.",
+        )
+
+    def label(self) -> str:
+        return f"Gives two answers separated by {_STARS}"
+
+    @classmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "TwoAnswers":
+        return cls()
+
+    def least_words(self) -> int:
+        return 8
+
+    def _parts(self, text: str) -> list[str]:
+        return [part.strip() for part in text.split(_STARS)]
+
+    def _passes(self, text: str) -> bool:
+        parts = self._parts(text)
+        return len(parts) == 2 and all(map(WORD.search, parts)) and parts[0] != parts[1]
+
+    def _evidence(self, text: str, met: bool) -> str:
+        parts = [part for part in self._parts(text) if part]
+        if met:
+            first, second = (quote(head(part, 3)) for part in parts)
+            return f"It gives one that begins with {first} and one that begins with {second}."
+        if _STARS not in text:
+            return f"It has no {_STARS}: it is one answer that begins with {quote(head(text, 3))}."
+        return f"It has {number(len(parts), 'part')} around {_STARS}, not 2 different ones."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        found = sentences(text.replace(_STARS, " "))
+        if len(found) > 1:
+            half = len(found) // 2
+            yield f"{' '.join(found[:half])}\n{_STARS}\n{' '.join(found[half:])}"
+        elif found:
+            yield f"{closed(found[0])}\n{_STARS}\n{FILLERS[toss(text, len(FILLERS))]}"
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        first, second = self._parts(text)
+        yield f"{first} {second}" if toss(text, 2) else first
+        yield f"{first}\n\n{second}"

@@ -1,0 +1,123 @@
+"""The warm-up curve: how judging and mending grow with the rows that the refiner was taught.
+
+One refiner is trained on more and more of the rows and scored at each size, on held-out topics
+with kinds of constraints that the rows teach (seen) and others (unseen). Every size keeps its
+adapter and its results; the same command goes on where it stopped. Knows runs and evaluations; no
+command line.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spar_lite import bootstrap
+from spar_lite.errors import RecipeError
+from spar_lite.evaluation import Job, builtin_cases, eval_judge, eval_refine
+from spar_lite.pipeline import execute
+from spar_lite.pipeline.warmup import warmup_tasks
+from spar_lite.records import Prompt, TrainingExample, stable_seed
+from spar_lite.run import Run
+from spar_lite.store import StageFile, write_text
+from spar_lite.target import Target
+
+ROWS = ("bootstrap/prompts", "bootstrap/answers", "bootstrap/examples")
+
+
+def warmup_curve(
+    run: Run, sizes: Sequence[int], unseen: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """Train and score at each size; ``count`` held-out prompts for each set of kinds.
+
+    Returns one dictionary a size: rows, seconds and tokens of training so far, and for "seen" and
+    "unseen" the cards of ``eval judge`` and ``eval refine``.
+
+    Raises:
+        RecipeError: a kind is both seen and unseen, or there are fewer rows than the largest size.
+    """
+    seen = warmup_tasks(run.recipe).kinds
+    if both := sorted(set(seen) & set(unseen)):
+        raise RecipeError(f"--unseen: the warm-up teaches {', '.join(both)}; choose other kinds.")
+    execute(run, only=ROWS)
+    rows = _rows(run)
+    if sizes[-1] > len(rows):
+        raise RecipeError(
+            f"--rows {sizes[-1]}: the warm-up has {len(rows)} rows for the refiner. Raise "
+            "bootstrap.prompts, bootstrap.k or bootstrap.minimal."
+        )
+    sets = {"seen": tuple(seen), "unseen": tuple(unseen)} if unseen else {"seen": tuple(seen)}
+    points: list[dict[str, Any]] = []
+    before = 0
+    for size in sizes:
+        folder = run.folder / "curve" / f"rows-{size:05d}"
+        point: dict[str, Any] = {"rows": size, **_train(run, folder, rows[before:size], points)}
+        for name, kinds in sets.items():
+            point[name] = _score(run, folder / name, kinds, count)
+        points.append(point)
+        before = size
+    return points
+
+
+def _rows(run: Run) -> list[TrainingExample]:
+    """The refiner's rows in the order in which they are taught: shuffled, or the easy ones first.
+
+    A judgement and its chat stay together, so that every prefix is balanced.
+    """
+    file: StageFile[TrainingExample] = StageFile(
+        run.folder / "bootstrap", "examples", TrainingExample
+    )
+    rows = bootstrap.refiner_rows(file.load())
+    lessons: dict[str, list[TrainingExample]] = {}
+    for row in rows:
+        lessons.setdefault(row.id.rpartition("/")[0], []).append(row)
+    order = list(lessons.values())
+    random.Random(stable_seed(run.recipe.seed, "curve")).shuffle(order)
+    flat = [row for lesson in order for row in lesson]
+    if not run.recipe.bootstrap.curriculum:
+        return flat
+    prompts: StageFile[Prompt] = StageFile(run.folder / "bootstrap", "prompts", Prompt)
+    hardness = {prompt.id: len(prompt.constraints) for prompt in prompts.load()}
+    return [row for part in bootstrap.by_hardness(flat, hardness) for row in part]
+
+
+def _train(
+    run: Run, folder: Path, rows: list[TrainingExample], before: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Teach further rows to the refiner, or load what an earlier run of this command taught."""
+    from spar_lite.train import train_on_examples
+
+    noted = folder / "training.json"
+    if noted.exists():
+        if rows:
+            run.policy.restore("refiner", folder / "refiner")
+        found: dict[str, float] = json.loads(noted.read_text(encoding="utf-8"))
+        return found
+    total = {"seconds": 0.0, "tokens": 0.0}
+    if before:
+        total = {key: before[-1][key] for key in total}
+    if rows:
+        run.screen.start(f"{folder.name}", 0, "steps")
+        begin = time.perf_counter()
+        seed = stable_seed(run.recipe.seed, "curve", folder.name)
+        settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
+        report = train_on_examples(run.policy, "refiner", rows, settings, seed)
+        total["seconds"] += round(time.perf_counter() - begin, 1)
+        total["tokens"] += report.tokens
+        run.policy.save("refiner", folder / "refiner")
+    write_text(noted, json.dumps(total))
+    return total
+
+
+def _score(run: Run, folder: Path, kinds: tuple[str, ...], count: int) -> dict[str, Any]:
+    """Judge and refine cards of the refiner as it is now."""
+    target = Target(f"{run.folder.name} {folder.parent.name} {folder.name}", run.recipe, folder)
+    job = Job(target, folder, run.screen, lambda *_: run.engine)  # type: ignore[arg-type]
+    tokens = run.recipe.evaluate.max_new_tokens
+    cases = builtin_cases(job, count, kinds, tokens)
+    judged = eval_judge(job, cases, "constraints", {"kinds": list(kinds)})
+    reply = run.recipe.evaluate.reply_tokens
+    return {"judge": judged, "refine": eval_refine(job, count, kinds, "program", tokens, reply)}

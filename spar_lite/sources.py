@@ -1,0 +1,163 @@
+"""Prompts from files and the Hub: JSONL, JSON, CSV, Parquet, with a mapping of columns.
+
+Our own JSONL ("text", optionally "id", "constraints", "complete") is read strictly, every fault
+with its line; all else goes through ``datasets``, and only its text and id columns are looked at.
+Knows files, constraints and records; nothing of stages or models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from spar_lite import constraints
+from spar_lite.errors import RecipeError, did_you_mean
+from spar_lite.recipe import Prompts
+from spar_lite.records import Prompt
+
+KINDS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+HUB = "hub:"
+
+
+def read_source(settings: Prompts) -> list[Prompt]:
+    """Read every prompt of ``prompts.source`` (anything but "builtin").
+
+    Raises:
+        RecipeError: naming the source, the line or row, and what was wanted.
+    """
+    source = settings.source
+    if source.startswith(HUB):
+        rows = _hub(source.removeprefix(HUB), settings.split)
+    else:
+        path = Path(source)
+        own = settings.column == "text" and not settings.id_column
+        if path.suffix == ".jsonl" and own:
+            return _unique(_own_rows(path), source)
+        if path.suffix not in (".jsonl", *KINDS):
+            raise RecipeError(
+                f'prompts.source: wanted "builtin", "hub:OWNER/NAME" or a file that ends with '
+                f".jsonl, {', '.join(KINDS)}; found {source}."
+            )
+        rows = _file(path)
+    return _unique(_mapped(rows, settings), source)
+
+
+def _unique(prompts: Iterable[Prompt], source: str) -> list[Prompt]:
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if prompt.id in found:
+            raise RecipeError(f'prompts.source: {source} has the id "{prompt.id}" twice.')
+        found[prompt.id] = prompt
+    return list(found.values())
+
+
+# --- Other people's columns -----------------------------------------------------------------------
+
+
+def _file(path: Path) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    if not path.is_file():
+        raise RecipeError(f"prompts.source: {path}: no such file.")
+    kind = KINDS.get(path.suffix, "json")
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(
+            kind, data_files=str(path), split="train"
+        )
+    except Exception as error:  # noqa: BLE001 - every reader has errors of its own
+        raise RecipeError(f"prompts.source: {path} cannot be read: {_short(error)}") from None
+    return rows
+
+
+def _hub(name: str, split: str) -> Iterable[dict[str, Any]]:
+    """A Hub data set, OWNER/NAME or OWNER/NAME@CONFIG; a local folder works as well."""
+    import datasets
+
+    where, _, config = name.partition("@")
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(where, config or None, split=split)
+    except Exception as error:  # noqa: BLE001 - offline, missing, gated: the hint is the same
+        raise RecipeError(
+            f"prompts.source: {HUB}{name} (split {split}) cannot be loaded: {_short(error)} "
+            "Download it elsewhere and give the file instead."
+        ) from None
+    return rows
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _mapped(rows: Iterable[dict[str, Any]], settings: Prompts) -> Iterator[Prompt]:
+    for number, row in enumerate(rows, 1):
+        where = f"prompts.source: {settings.source} row {number}"
+        for key, name in (("column", settings.column), ("id_column", settings.id_column)):
+            if name and name not in row:
+                raise RecipeError(
+                    f'{where}: prompts.{key} is "{name}", the columns are {", ".join(row)}.'
+                    f"{did_you_mean(name, row)}"
+                )
+        text = _text(row[settings.column])
+        if text is None:
+            raise RecipeError(
+                f'{where}: column "{settings.column}" wanted text, or chat turns with a user\'s; '
+                f"found {str(row[settings.column])[:80]!r}."
+            )
+        id = str(row[settings.id_column]) if settings.id_column else f"prompt-{number:06d}"
+        if "/" in id:
+            raise RecipeError(f'{where}: the id "{id}" must not hold a "/".')
+        yield Prompt(id, text)
+
+
+def _text(value: Any) -> str | None:
+    """A text, or the first user turn of a chat ("role"/"content" or "from"/"value")."""
+    if isinstance(value, str):
+        return value.strip() or None
+    turns = value if isinstance(value, list) else []
+    for turn in turns:
+        if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human"):
+            return _text(turn.get("content", turn.get("value")))
+    return None
+
+
+# --- Our own JSONL --------------------------------------------------------------------------------
+
+
+def _own_rows(path: Path) -> Iterator[Prompt]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"prompts.source: {path} cannot be read ({error}).") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _own(path, number, line)
+
+
+def _own(path: Path, number: int, line: str) -> Prompt:
+    where = f"prompts.source: {path} line {number}"
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise RecipeError(f"{where} is not JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+        raise RecipeError(
+            f'{where}: wanted {{"text": "…"}}, found {line[:80]}. Is the text in another column? '
+            "-o prompts.column=NAME"
+        )
+    unknown = set(row) - {"id", "text", "constraints", "complete"}
+    if unknown:
+        raise RecipeError(
+            f"{where}: unknown keys {sorted(unknown)}; known: id, text, constraints, complete."
+        )
+    id = str(row.get("id", f"prompt-{number:06d}"))
+    if "/" in id:
+        raise RecipeError(f'{where}: the id "{id}" must not hold a "/" (ids of answers use it).')
+    try:
+        known = [constraints.from_json(item) for item in row.get("constraints", [])]
+        row["text"].encode("utf-8")
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}: {error}") from None
+    complete = bool(row.get("complete", False))
+    return Prompt(id, row["text"], tuple(c.to_json() for c in known), complete)

@@ -1,0 +1,267 @@
+"""IFEval through the harness's verifiers: the same figures to the last digit, and kind errors."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from spar_lite.cli import main
+from spar_lite.errors import SparError, StoreError
+from spar_lite.evaluate.ifeval import (
+    IfevalPrompt,
+    ifeval_scores,
+    read_ifeval,
+    read_responses,
+    verifiers,
+    verify,
+)
+
+pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+
+# One prompt for each kind of instruction that IFEval has.
+KINDS: dict[str, dict[str, Any]] = {
+    "keywords:existence": {"keywords": ["tea", "cup"]},
+    "keywords:frequency": {"keyword": "tea", "frequency": 2, "relation": "at least"},
+    "keywords:forbidden_words": {"forbidden_words": ["coffee"]},
+    "keywords:letter_frequency": {"letter": "t", "let_frequency": 3, "let_relation": "at least"},
+    "language:response_language": {"language": "de"},
+    "length_constraints:number_sentences": {"num_sentences": 2, "relation": "at least"},
+    "length_constraints:number_paragraphs": {"num_paragraphs": 2},
+    "length_constraints:number_words": {"num_words": 5, "relation": "less than"},
+    "length_constraints:nth_paragraph_first_word": {
+        "num_paragraphs": 2,
+        "nth_paragraph": 1,
+        "first_word": "tea",
+    },
+    "detectable_content:number_placeholders": {"num_placeholders": 1},
+    "detectable_content:postscript": {"postscript_marker": "P.S."},
+    "detectable_format:number_bullet_lists": {"num_bullets": 2},
+    "detectable_format:constrained_response": {},
+    "detectable_format:number_highlighted_sections": {"num_highlights": 1},
+    "detectable_format:multiple_sections": {"section_spliter": "Section", "num_sections": 2},
+    "detectable_format:json_format": {},
+    "detectable_format:title": {},
+    "combination:two_responses": {},
+    "combination:repeat_prompt": {"prompt_to_repeat": "Write about tea."},
+    "startend:end_checker": {"end_phrase": "That is all."},
+    "startend:quotation": {},
+    "change_case:capital_word_frequency": {
+        "capital_frequency": 2,
+        "capital_relation": "at least",
+    },
+    "change_case:english_capital": {},
+    "change_case:english_lowercase": {},
+    "punctuation:no_comma": {},
+}
+ANSWERS = [
+    "",
+    "   \n ",
+    "Tea is warm. Tea is kind in a cup, they say. That is all.",
+    "tea is what the people in this house like to drink in the morning",
+    "THE PEOPLE IN THIS HOUSE LIKE TO DRINK THEIR TEA IN THE MORNING WHEN THE SUN IS UP.",
+    "Der Tee ist warm und die Leute trinken ihn gerne am Morgen, bevor sie zur Arbeit gehen.",
+    "* one\n* two",
+    '{"tea": 1}',
+    "```json\n{\n}\n```",
+    "<<Tea>>\n\nSection 1\ntea\n\nSection 2\ncup",
+    "My answer is yes.",
+    "First\n******\nSecond",
+    "Write about tea. Tea is warm.",
+    '"Tea is all that I say."',
+    "tea\n\ncup",
+    "tea is here\n\n***\n\ncup [name] *bold*",
+    "Tea.\nP.S. more tea",
+    "Intro line\nTea TEA *TEA*, tea\nOutro, with comma",
+    "coffee 喝茶 ☕ \u2028 مرحبا",
+    "tea " * 4000,
+    "*" * 50,
+    "None",
+]
+
+
+@pytest.fixture
+def punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """NLTK's sentence splitter with no learnt parameters, so that no download is needed."""
+    import nltk
+
+    folder = tmp_path / "nltk" / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True)
+    for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
+        (folder / name).write_text("")
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk"))
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+    return tmp_path
+
+
+def prompts_and_responses() -> tuple[list[IfevalPrompt], dict[int, str]]:
+    """Every kind with every answer, and some prompts with several instructions: 600 in all."""
+    rng = random.Random(0)
+    prompts, responses = [], {}
+    names = list(KINDS)
+    for n in range(600):
+        one = n < len(names) * len(ANSWERS)
+        chosen = [names[n % len(names)]] if one else rng.sample(names, rng.randint(2, 3))
+        text = f"Write about tea. ({n})"
+        prompts.append(
+            IfevalPrompt(1000 + n, text, tuple(chosen), tuple(KINDS[name] for name in chosen))
+        )
+        responses[1000 + n] = ANSWERS[n // len(names)] if one else rng.choice(ANSWERS)
+    return prompts, responses
+
+
+def write(
+    folder: Path, prompts: list[IfevalPrompt], responses: dict[int, str]
+) -> tuple[Path, Path]:
+    data, answers = folder / "data.jsonl", folder / "responses.jsonl"
+    with data.open("w") as file:
+        for p in prompts:
+            row = {
+                "key": p.key,
+                "prompt": p.prompt,
+                "instruction_id_list": p.instruction_id_list,
+                "kwargs": p.kwargs,
+            }
+            file.write(json.dumps(row) + "\n")
+    with answers.open("w") as file:
+        for n, (key, text) in enumerate(responses.items()):
+            name = {"key": key} if n % 2 else {"prompt": f"Write about tea. ({key - 1000})"}
+            file.write(json.dumps({**name, "response": text}) + "\n")
+    return data, answers
+
+
+def test_every_figure_equals_the_harness(punkt: Path) -> None:
+    """The harness's own results and aggregation, on 600 responses, compared without tolerance."""
+    prompts, responses = prompts_and_responses()
+    data, answers = write(punkt, prompts, responses)
+    runner = CliRunner()
+    done = runner.invoke(
+        main,
+        ["eval", "ifeval", "--data", str(data), "--responses", str(answers), "--json"],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0
+    ours = json.loads(done.stdout)["scores"]
+
+    from lm_eval.api.metrics import mean
+
+    utils = verifiers()
+    from lm_eval.tasks.ifeval.utils import agg_inst_level_acc
+
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    theirs = [utils.process_results(row, [responses[row["key"]]]) for row in rows]
+    for level, aggregate in (("prompt", mean), ("inst", agg_inst_level_acc)):
+        for rule in ("strict", "loose"):
+            name = f"{level}_level_{rule}_acc"
+            assert ours[name]["value"] == aggregate([row[name] for row in theirs]), name
+            assert 0.1 < ours[name]["value"] < 0.9  # neither all right nor all wrong
+    strict, loose = ours["prompt_level_strict_acc"], ours["prompt_level_loose_acc"]
+    assert strict["value"] < loose["value"] and strict["n"] == 600
+    assert ours["inst_level_strict_acc"]["n"] == sum(len(r["kwargs"]) for r in rows)
+    four = [
+        ours[f"{a}_level_{b}_acc"]["value"] for a in ("prompt", "inst") for b in ("strict", "loose")
+    ]
+    assert ours["mean"]["value"] == pytest.approx(sum(four) / 4)
+
+
+def test_every_kind_of_instruction_can_pass_and_fail(punkt: Path) -> None:
+    utils = verifiers()
+    for name, kwargs in KINDS.items():
+        prompt = IfevalPrompt(1, "Write about tea.", (name,), (kwargs,))
+        found = {verify(utils, prompt, answer).strict for answer in ANSWERS}
+        assert found == {(True,), (False,)}, name
+
+
+def test_short_texts_keep_their_language(punkt: Path) -> None:
+    utils = verifiers()
+    prompt = IfevalPrompt(1, "x", ("language:response_language",), ({"language": "en"},))
+    assert len({verify(utils, prompt, "no tea at all").strict for _ in range(30)}) == 1
+
+
+def test_scores_by_hand(punkt: Path) -> None:
+    """Two prompts: one of two instructions with one met, one of one that is met."""
+    utils = verifiers()
+    both = IfevalPrompt(
+        1, "x", ("punctuation:no_comma", "keywords:existence"), ({}, {"keywords": ["tea"]})
+    )
+    one = IfevalPrompt(2, "y", ("punctuation:no_comma",), ({},))
+    scores = ifeval_scores([verify(utils, both, "no cup"), verify(utils, one, "fine")])
+    assert scores["prompt_level_strict_acc"].value == 1 / 2
+    assert scores["inst_level_strict_acc"].value == 2 / 3
+    assert scores["mean"].value == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (['{"key": 1}'], 'wanted "key" or "prompt", and "response"'),
+        (['{"key": 9, "response": "a"}'], "9 is none of the 2 prompts"),
+        (['{"prompt": "zzz", "response": "a"}'], "'zzz' is none of the 2 prompts"),
+        (['{"key": 1, "response": "a"}'] * 2, "has a response already"),
+        (['{"key": 1, "response": "a"}'], "1 are missing, such as key 2"),
+        (["[1]"], "wanted an object, found list"),
+        (["{"], "line 1 is not JSON"),
+    ],
+)
+def test_faulty_responses_are_named(tmp_path: Path, lines: list[str], words: str) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text("\n".join(lines))
+    prompts = [IfevalPrompt(n, str(n), (), ()) for n in (1, 2)]
+    with pytest.raises(StoreError, match=words):
+        read_responses(file, prompts)
+
+
+def test_faulty_data_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"key": 1, "prompt": "x", "instruction_id_list": ["a"], "kwargs": []}')
+    with pytest.raises(StoreError, match=r"line 1 is not IFEval's .*1 instructions, 0 kwargs"):
+        read_ifeval(file)
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_ifeval(tmp_path / "none.jsonl")
+
+
+def test_an_unknown_instruction_is_named(punkt: Path) -> None:
+    prompt = IfevalPrompt(7, "x", ("length:none",), ({},))
+    with pytest.raises(StoreError, match="prompt 7: unknown instruction 'length:none'"):
+        verify(verifiers(), prompt, "a")
+
+
+def test_missing_sentence_data_are_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr(nltk, "download", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(SparError, match=r"python -m nltk\.downloader punkt_tab, or set NLTK_DATA"):
+        verifiers()
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    with pytest.raises(SparError, match=r"pip install 'spar-lite\[eval\]'"):
+        verifiers()
+
+
+def test_responses_need_no_torch(punkt: Path) -> None:
+    prompts, responses = prompts_and_responses()
+    data, answers = write(punkt, prompts[:3], {p.key: responses[p.key] for p in prompts[:3]})
+    code = (
+        "import sys\nfrom spar_lite.cli import main\n"
+        f"main(['eval', 'ifeval', '--data', {str(data)!r}, '--responses', {str(answers)!r}], "
+        "standalone_mode=False)\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prompt level strict acc" in done.stdout
+
+
+def test_target_or_responses(punkt: Path) -> None:
+    done = CliRunner().invoke(main, ["eval", "ifeval"])
+    assert done.exit_code == 2 and "wanted a TARGET or --responses FILE" in done.output
