@@ -124,12 +124,12 @@ def test_a_local_folder_stands_in_for_the_hub(tmp_path: Path) -> None:
     rows_in(tmp_path / "data", "parquet")
     settings = Prompts(source=f"hub:{tmp_path / 'data'}", column="instruction")
     assert [p.id for p in read_source(settings)] == ["prompt-000001", "prompt-000002"]
-    with pytest.raises(RecipeError, match="split test.* cannot be loaded"):
+    with pytest.raises(RecipeError, match=r"split test.* cannot be loaded"):
         read_source(settings.model_copy(update={"split": "test"}))
 
 
 def test_an_unreachable_hub_and_an_unknown_ending(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="hub:nobody/nothing .*give the file instead"):
+    with pytest.raises(RecipeError, match=r"hub:nobody/nothing .*give the file instead"):
         read_source(Prompts(source="hub:nobody/nothing"))
     with pytest.raises(RecipeError, match=r"ends with \.jsonl, \.json, \.csv, \.parquet"):
         read_source(Prompts(source="prompts.txt"))
@@ -151,7 +151,7 @@ def test_thirteen_words_in_a_row_are_too_many() -> None:
 
 
 def test_most_words_alike_is_too_close() -> None:
-    """Distinct words of a b c d e f g against a b c d e f h: 6 of 8 shared, 0.75; 5 of 9 is 0.56."""
+    """a b c d e f g and a b c d e f h share 6 of 8 words, 0.75; with x y 5 of 9, 0.56."""
     bench = Benchmark.of(["a b c d e f g"])
     assert bench.holds("G? f E d, c b h")
     assert not bench.holds("a b c d e x y")
