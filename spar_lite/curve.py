@@ -115,7 +115,8 @@ def _train(
 def _score(run: Run, folder: Path, kinds: tuple[str, ...], count: int) -> dict[str, Any]:
     """Judge and refine cards of the refiner as it is now."""
     target = Target(f"{run.folder.name} {folder.parent.name} {folder.name}", run.recipe, folder)
-    job = Job(target, folder, run.screen, lambda *_: run.engine)  # type: ignore[arg-type]
+    shared = run.folder / "curve"
+    job = Job(target, folder, run.screen, lambda *_: run.engine, shared)  # type: ignore[arg-type]
     tokens = run.recipe.evaluate.max_new_tokens
     cases = builtin_cases(job, count, kinds, tokens)
     judged = eval_judge(job, cases, "constraints", {"kinds": list(kinds)})

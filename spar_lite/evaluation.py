@@ -51,12 +51,17 @@ Card = dict[str, Any]
 
 @dataclass
 class Job:
-    """One evaluation of one target; results go to ``folder``."""
+    """One evaluation of one target.
+
+    ``folder``: for the results. ``open`` makes the engine, the target's own if None. ``shared``:
+    where the bare base's answers are kept, ``folder`` if None.
+    """
 
     target: Target
     folder: Path
     screen: Screen
     open: Callable[[Target, Screen], RolloutEngine] | None = None
+    shared: Path | None = None
     _engine: RolloutEngine | None = None
     _start: float = field(default_factory=time.perf_counter)
 
@@ -114,10 +119,12 @@ class Job:
             return collect(_Quiet(self.screen), "finals", last, items, "answers")
         return collect(self.screen, plan.way, last, items, "prompts")
 
-    def base_answers(self, name: str, prompts: Sequence[Prompt], tokens: int) -> list[Response]:
-        """The bare base's greedy answers: the same for every checkpoint of one base."""
+    def base_answers(self, count: int, kinds: Sequence[str], tokens: int) -> list[Response]:
+        """The bare base's greedy answers: the same for every checkpoint and task of one base."""
+        prompts = self.prompts(count, kinds)
+        name = f"base_answers{_tag(kinds)}-{count}-{tokens}"
         greedy = Decoding(temperature=0.0, max_new_tokens=tokens)
-        file: StageFile[Response] = StageFile(self.folder, f"{name}.answers", Response)
+        file: StageFile[Response] = StageFile(self.shared or self.folder, name, Response)
         items = [
             (f"{p.id}/0", partial(sample_answer, self.engine, p, f"{p.id}/0", greedy, "base"))
             for p in prompts
@@ -216,9 +223,8 @@ def eval_judge(
 
 def builtin_cases(job: Job, count: int, kinds: Sequence[str], tokens: int) -> list[JudgeCase]:
     """Minimal pairs made from the bare base's answers to held-out prompts."""
-    prompts = job.prompts(count, kinds)
-    answers = job.base_answers(f"judge-constraints{_tag(kinds)}", prompts, tokens)
-    return minimal_pairs(prompts, answers, job.seed)
+    answers = job.base_answers(count, kinds, tokens)
+    return minimal_pairs(job.prompts(count, kinds), answers, job.seed)
 
 
 def eval_refine(
@@ -241,8 +247,7 @@ def eval_refine(
     card.begin(settings)
     if (done := card.finished()) is not None:
         return done
-    prompts = job.prompts(count, kinds)
-    failed = failed_answers(prompts, job.base_answers(name, prompts, tokens))
+    failed = failed_answers(job.prompts(count, kinds), job.base_answers(count, kinds, tokens))
     items = [
         (p.id, partial(mend_answer, job.engine, p, a, judge, critic, reply_tokens))
         for p, a in failed
