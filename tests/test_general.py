@@ -109,12 +109,15 @@ def likelihoods(found: dict[str, Any], task: str = "colours") -> list[float]:
 # --- With the model -------------------------------------------------------------------------------
 
 
-def test_the_roles_own_adapter_is_scored(tiny_policy: Callable[..., Policy], tasks: Path) -> None:
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_the_roles_own_adapter_is_scored(
+    tiny_policy: Callable[..., Policy], tasks: Path, quantization: str
+) -> None:
     """Fresh adapter = base; with weights the log-likelihoods move, and are the model's own."""
 
     from spar_lite.model.harness import HarnessTasks, run_harness
 
-    policy = tiny_policy()
+    policy = tiny_policy(quantization=quantization)
     loaded = HarnessTasks(tasks).load("colours")
     base = likelihoods(run_harness(policy, "base", loaded))
     assert likelihoods(run_harness(policy, "actor", loaded)) == pytest.approx(base, abs=1e-4)
