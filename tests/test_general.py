@@ -275,7 +275,7 @@ def test_a_users_mistake_is_one_line_and_exit_2(
     assert done.exit_code == 2
     errors = [line for line in done.output.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1 and expected in errors[0]
-    assert "Traceback" not in done.output
+    assert "Traceback" not in done.output and not list(tmp_path.glob("*.json*"))
 
 
 def test_a_missing_extra_is_one_line(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def general(
     with job(target, checkpoint, out, as_json, overrides) as work:
         from spar_lite.model.harness import HarnessTasks
 
+        work.screen.say("reading the list of tasks")
         known = HarnessTasks(include)
         known.check(names)
         settings = {
@@ -100,10 +101,11 @@ def _one_task(
     settings = {"tasks": name, **settings, "lm_eval": version("lm_eval")}
     file = "general-" + re.sub(r"[^\w.-]+", "-", name)
     card = Scorecard(work.folder, file, GeneralResult)
+    # Data first: a task that cannot be had leaves no settings behind.
+    tasks = {} if card.finished() else known.load(name, allow_code)
     card.begin(settings)
     if (done := card.finished()) is not None:
         return done
-    tasks = known.load(name, allow_code)
     start, requests = time.perf_counter(), 0
     policy = work.engine.policy
 
