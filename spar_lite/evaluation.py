@@ -18,6 +18,7 @@ from spar_lite.errors import StoreError
 from spar_lite.evaluate.ifeval import (
     IfevalPrompt,
     IfevalResult,
+    check_prompts,
     ifeval_scores,
     read_responses,
     verifiers,
@@ -167,7 +168,8 @@ def eval_constraints(job: Job, plan: Plan, count: int) -> Card:
 
 def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan) -> Card:
     """IFEval on this target's answers, decoded as the plan says."""
-    utils = verifiers()  # before an hour of answers, not after
+    utils = verifiers()
+    check_prompts(utils, prompts)
     name = f"ifeval-{plan.name}"
     card = Scorecard(job.folder, name, IfevalResult)
     settings = {"prompts": len(prompts), **plan_settings(plan), **job.model_settings()}
@@ -185,10 +187,12 @@ def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan) -> Card:
     return job.finish(card, "ifeval", settings, scores, [r.cost for r in results], cut_off=cut)
 
 
-def score_responses(prompts: Sequence[IfevalPrompt], responses: Path) -> Card:
+def score_responses(prompts: Sequence[IfevalPrompt], responses: Path, limit: int = 0) -> Card:
     """IFEval on a file of responses; no model is loaded and nothing written."""
     utils = verifiers()
-    found = read_responses(responses, prompts)
+    check_prompts(utils, prompts)
+    found = read_responses(responses, prompts, limit)
+    prompts = prompts[: limit or None]
     results = [verify(utils, p, found[p.key]) for p in prompts]
     scores = {name: asdict(score) for name, score in ifeval_scores(results).items()}
     settings = {"prompts": len(prompts), "responses": str(responses)}

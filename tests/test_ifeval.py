@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from spar_lite.cli import main
 from spar_lite.errors import SparError, StoreError
 from spar_lite.evaluate.ifeval import (
     IfevalPrompt,
+    check_prompts,
     ifeval_scores,
     read_ifeval,
     read_responses,
@@ -136,6 +138,11 @@ def write(
     return data, answers
 
 
+def score(data: Path, answers: Path, *more: str) -> Result:
+    words = ["eval", "ifeval", "--data", data, "--responses", answers, "--json", *more]
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
 def test_every_figure_equals_the_harness(punkt: Path) -> None:
     """The harness's own results and aggregation, on 600 responses, compared without tolerance."""
     prompts, responses = prompts_and_responses()
@@ -184,6 +191,15 @@ def test_short_texts_keep_their_language(punkt: Path) -> None:
     assert len({verify(utils, prompt, "no tea at all").strict for _ in range(30)}) == 1
 
 
+def test_a_letter_that_is_none_is_drawn_alike_every_time(punkt: Path) -> None:
+    """Keys 1122 and 1129 ask for # and !: the verifier draws a letter, which must not vary."""
+    kwargs = {"letter": "#", "let_frequency": 2, "let_relation": "at least"}
+    prompt = IfevalPrompt(1122, "x", ("keywords:letter_frequency",), (kwargs,))
+    utils, state = verifiers(), random.getstate()
+    assert len({verify(utils, prompt, "aa bb cc dd ee").strict for _ in range(30)}) == 1
+    assert random.getstate() == state
+
+
 def test_scores_by_hand(punkt: Path) -> None:
     """Two prompts: one of two instructions with one met, one of one that is met."""
     utils = verifiers()
@@ -201,6 +217,8 @@ def test_scores_by_hand(punkt: Path) -> None:
     ("lines", "words"),
     [
         (['{"key": 1}'], 'wanted "key" or "prompt", and "response"'),
+        (['{"response": "a"}'], 'wanted "key" or "prompt", and "response"'),
+        (['{"key": [1], "response": "a"}'], r"\[1\] is none of the 2 prompts"),
         (['{"key": 9, "response": "a"}'], "9 is none of the 2 prompts"),
         (['{"prompt": "zzz", "response": "a"}'], "'zzz' is none of the 2 prompts"),
         (['{"key": 1, "response": "a"}'] * 2, "has a response already"),
@@ -224,12 +242,99 @@ def test_faulty_data_are_named(tmp_path: Path) -> None:
         read_ifeval(file)
     with pytest.raises(StoreError, match="cannot be read"):
         read_ifeval(tmp_path / "none.jsonl")
+    whole = '{"key": 1, "prompt": "x", "instruction_id_list": ["a"], "kwargs": [{}]}\n'
+    for text, words in (
+        (whole * 2, "has key 1 twice"),
+        ("\n", "is empty"),
+        (whole.replace('["a"]', "[]").replace("[{}]", "[]"), "at least one instruction"),
+        (whole.replace("1", '"one"'), "a number"),
+    ):
+        file.write_text(text)
+        with pytest.raises(StoreError, match=words):
+            read_ifeval(file)
 
 
 def test_an_unknown_instruction_is_named(punkt: Path) -> None:
     prompt = IfevalPrompt(7, "x", ("length:none",), ({},))
     with pytest.raises(StoreError, match="prompt 7: unknown instruction 'length:none'"):
-        verify(verifiers(), prompt, "a")
+        check_prompts(verifiers(), [prompt])
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("punctuation:no_comma", {"num_words": 3}, "unexpected keyword"),
+        ("length_constraints:number_words", {"relation": "around"}, "around is given"),
+        ("combination:repeat_prompt", {}, "prompt_to_repeat must be set"),
+        ("punctuation:no_commas", {}, 'Did you mean "punctuation:no_comma"'),
+    ],
+)
+def test_instructions_that_no_verifier_takes(
+    punkt: Path, name: str, kwargs: dict[str, Any], words: str
+) -> None:
+    """The harness would stop with a traceback, after all answers are generated."""
+    prompts = [IfevalPrompt(1, "x", (name,), (kwargs,))]
+    data, answers = write(punkt, prompts, {})
+    done = score(data, answers)
+    assert done.exit_code == 2 and words in done.output
+    assert [line[:6] for line in done.output.splitlines()] == ["Error:"]
+
+
+def test_the_harnesss_own_pipeline_finds_the_same(punkt: Path) -> None:
+    """``simple_evaluate`` with its ifeval task, given the responses instead of a model.
+
+    Its data come as the Hub's do: every argument on every instruction, most of them null.
+    """
+    from lm_eval import tasks
+    from lm_eval.api.model import LM
+    from lm_eval.evaluator import simple_evaluate
+
+    prompts, responses = prompts_and_responses()
+    data, answers = write(punkt, prompts, responses)
+
+    class Answers(LM):  # type: ignore[misc]
+        def generate_until(self, requests: Any) -> list[str]:
+            by_text = {p.prompt: responses[p.key] for p in prompts}
+            return [by_text[request.args[0]] for request in requests]
+
+        def loglikelihood(self, requests: Any) -> Any:
+            raise NotImplementedError
+
+        loglikelihood_rolling = loglikelihood
+
+    verifiers()  # a fixed language of short texts, for both
+    folder = Path(tasks.__file__).parent / "ifeval"
+    (punkt / "task").mkdir()
+    shutil.copy(folder / "utils.py", punkt / "task")
+    here = f"dataset_kwargs: {{data_files: {data}, cache_dir: {punkt / 'cache'}}}"
+    task = (folder / "ifeval.yaml").read_text()
+    assert "dataset_path: google/IFEval" in task
+    task = task.replace("dataset_path: google/IFEval", f"dataset_path: json\n{here}")
+    (punkt / "task" / "ifeval.yaml").write_text(task)
+    manager = tasks.TaskManager(include_path=punkt / "task", include_defaults=False)
+    theirs = simple_evaluate(model=Answers(), tasks=["ifeval"], task_manager=manager)["results"]
+    done = score(data, answers)
+    assert done.exit_code == 0, done.output
+    ours = json.loads(done.stdout)["scores"]
+    for level in ("prompt", "inst"):
+        for rule in ("strict", "loose"):
+            name = f"{level}_level_{rule}_acc"
+            assert ours[name]["value"] == theirs["ifeval"][f"{name},none"], name
+
+
+def test_keys_as_text_and_a_limit(punkt: Path) -> None:
+    """Three prompts, responses for two, the second wrong; their keys are texts."""
+    prompts = [IfevalPrompt(n, f"{n}", ("punctuation:no_comma",), ({},)) for n in (1, 2, 3)]
+    data, _ = write(punkt, prompts, {})
+    answers = punkt / "text.jsonl"
+    answers.write_text('{"key": "2", "response": "a, b"}\n{"key": "1", "response": "a"}\n')
+    done = score(data, answers, "--limit", "2")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["scores"]["prompt_level_strict_acc"]
+    assert (found["value"], found["n"]) == (0.5, 2)
+    one = json.loads(score(data, answers, "--limit", "1").stdout)["scores"]
+    assert one["prompt_level_strict_acc"]["value"] == 1.0
+    assert "1 are missing, such as key 3" in score(data, answers).output
 
 
 def test_missing_sentence_data_are_never_fetched(
@@ -239,8 +344,10 @@ def test_missing_sentence_data_are_never_fetched(
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     monkeypatch.setattr(nltk, "download", lambda *_, **__: pytest.fail("fetched"))
-    with pytest.raises(SparError, match=r"python -m nltk\.downloader punkt_tab, or set NLTK_DATA"):
-        verifiers()
+    for made in ("", "tokenizers/punkt_tab/czech"):  # other languages do not help
+        (tmp_path / made).mkdir(parents=True, exist_ok=True)
+        with pytest.raises(SparError, match=r"nltk\.downloader punkt_tab, or set NLTK_DATA"):
+            verifiers()
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from spar_lite import __version__
-from spar_lite.cli import bench, compare, curve, evaluate, lists, runs
+from spar_lite.cli import bench, compare, curve, eval_general, evaluate, lists, runs
 from spar_lite.errors import SparError
 
 USER_FAULT = 2
@@ -55,3 +55,4 @@ for command in (
     lists.constraints_,
 ):
     main.add_command(command)
+evaluate.evaluate.add_command(eval_general.general)

@@ -101,7 +101,7 @@ def plan(job: Job, way: str, budget: int, max_new_tokens: int) -> Plan:
 @click.option("--data", type=click.Path(path_type=Path), help="IFEval's input_data.jsonl [Hub].")
 @click.option("--responses", type=click.Path(path_type=Path), help="Score this JSONL; no model.")
 @click.option("--max-new-tokens", default=1280, show_default=True, help="Longest answer.")
-@click.option("--limit", default=0, help="Only the first prompts.")
+@click.option("--limit", type=click.IntRange(0), default=0, help="Only the first prompts.")
 @decoding
 @common
 def ifeval(
@@ -127,14 +127,14 @@ def ifeval(
         raise StoreError("wanted a TARGET or --responses FILE, and not both.")
     verifiers()
     prompts = read_ifeval(data) if data else hub_ifeval()
-    prompts = prompts[: limit or None]
     if responses is not None:
         from spar_lite.evaluation import score_responses
 
-        show(score_responses(prompts, responses), as_json)
+        show(score_responses(prompts, responses, limit), as_json)
         return
     from spar_lite.evaluation import eval_ifeval
 
+    prompts = prompts[: limit or None]
     with job(str(target), checkpoint, out, as_json, overrides) as work:
         card = eval_ifeval(work, prompts, plan(work, way, budget, max_new_tokens))
     show(card, as_json, work.folder)
