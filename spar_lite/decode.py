@@ -104,7 +104,7 @@ async def final_answer(
     """The second phase for one prompt; ``answers`` are its own, in order."""
     cost = sum((answer.cost for answer in answers), Cost())
     if plan.way == "greedy":
-        return Final(prompt.id, answers[0].text, "0", answers[0].finished, None, cost)
+        return greedy_final(answers[0])
     judgements = await asyncio.gather(
         *(judge_answer(engine, prompt, a.text, a.id, plan.judge) for a in answers)
     )
@@ -116,6 +116,11 @@ async def final_answer(
         return Final(prompt.id, answer.text, "", answer.finished, judgement.verdict, cost)
     tree = await search_tree(engine, prompt, answer, judgement, plan.search, plan.judge)
     return _from_tree(answer, tree, cost + tree.cost)
+
+
+def greedy_final(answer: Response) -> Final:
+    """The only answer, judged by nobody."""
+    return Final(answer.prompt_id, answer.text, "0", answer.finished, None, answer.cost)
 
 
 def _best(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spar_lite.decode import Final, Plan, final_answer, first_answers
+from spar_lite.decode import Final, Plan, final_answer, first_answers, greedy_final
 from spar_lite.errors import StoreError
 from spar_lite.evaluate.ifeval import (
     IfevalPrompt,
@@ -36,7 +36,7 @@ from spar_lite.evaluate.refine import (
 from spar_lite.evaluate.scorecard import Scorecard
 from spar_lite.instructions import builtin_prompts
 from spar_lite.recipe import Decoding
-from spar_lite.records import Cost, Prompt, Response, Role
+from spar_lite.records import Cost, Prompt, Response, Role, stable_seed
 from spar_lite.run import Screen, collect
 from spar_lite.sample import sample_answer
 from spar_lite.statistics import Interval
@@ -114,10 +114,10 @@ class Job:
         by_prompt: dict[str, list[Response]] = {}
         for response in found:
             by_prompt.setdefault(response.prompt_id, []).append(response)
+        if plan.way == "greedy":
+            return [greedy_final(by_prompt[p.id][0]) for p in prompts]
         last: StageFile[Final] = StageFile(self.folder, f"{name}.finals", Final)
         items = [(p.id, partial(final_answer, engine, p, by_prompt[p.id], plan)) for p in prompts]
-        if plan.way == "greedy":
-            return collect(_Quiet(self.screen), "finals", last, items, "answers")
         return collect(self.screen, plan.way, last, items, "prompts")
 
     def base_answers(self, count: int, kinds: Sequence[str], tokens: int) -> list[Response]:
@@ -172,7 +172,9 @@ def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan) -> Card:
     check_prompts(utils, prompts)
     name = f"ifeval-{plan.name}"
     card = Scorecard(job.folder, name, IfevalResult)
-    settings = {"prompts": len(prompts), **plan_settings(plan), **job.model_settings()}
+    texts = stable_seed(*(p.prompt for p in prompts))
+    settings = {"prompts": len(prompts), "texts": texts}
+    settings |= {**plan_settings(plan), **job.model_settings()}
     card.begin(settings)
     if (done := card.finished()) is not None:
         return done
@@ -209,6 +211,7 @@ def eval_judge(
     settings = {
         "source": source,
         "cases": len(cases),
+        "texts": stable_seed(*(text for c in cases for text in (c.instruction, c.answer))),
         **_decoding(judge),
         "votes": judge.votes,
         "early_stop": judge.early_stop,
@@ -290,22 +293,3 @@ def _decoding(settings: Decoding) -> dict[str, Any]:
 def _tag(kinds: Sequence[str]) -> str:
     more = f"-and-{len(kinds) - 3}-more" if len(kinds) > 3 else ""
     return "".join(f"-{kind}" for kind in kinds[:3]) + more
-
-
-class _Quiet:
-    """A screen that keeps still, for work that takes no time."""
-
-    def __init__(self, screen: Screen) -> None:
-        self.say = screen.say
-
-    def start(self, stage: str, total: int, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, items: int) -> None:
-        """Nothing."""
-
-    def tokens(self, count: int) -> None:
-        """Nothing."""
-
-    def end(self, note: str) -> None:
-        """Nothing."""
