@@ -24,9 +24,9 @@ SAME = ("seed", "prompts.kinds", "prompts.per_prompt")
 """Recipe keys that decide the held-out prompts; their ids are the same in every run."""
 
 IDENTITY: dict[str, tuple[str, ...]] = {
-    "ifeval": (),
+    "ifeval": ("texts",),
     "constraints": ("seed", "kinds"),
-    "judge": ("seed", "kinds", "source", "model"),
+    "judge": ("texts",),
     "refine": ("seed", "kinds", "model"),
 }
 """Settings of an evaluation that decide its cases; those of ``refine`` are the base's answers."""
@@ -87,7 +87,8 @@ def read_side(word: str) -> Side:
             lines = read_lines(folder / "eval" / place / card["results_file"])
             side.points[task] = {line["id"]: line["score"] for line in lines}
             settings = card["settings"]
-            side.prompts[task] = {k: settings[k] for k in IDENTITY[card["task"]] if k in settings}
+            keys = IDENTITY.get(card["task"], ())
+            side.prompts[task] = {key: settings[key] for key in keys if key in settings}
     return side
 
 
