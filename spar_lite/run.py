@@ -63,7 +63,8 @@ class Run:
     make_engine: EngineFactory | None = None
     _policy: Policy | None = None
     _engine: Any = None
-    _loaded: dict[str, Path | None] = field(default_factory=dict)
+    _loaded: dict[Role, Path | None] = field(default_factory=dict)
+    _wanted: dict[Role, Path | None] = field(default_factory=dict)
 
     @property
     def policy(self) -> Policy:
@@ -73,6 +74,8 @@ class Run:
 
             self.screen.say(f"loading {self.recipe.model.id}")
             self._policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
+            for role, folder in self._wanted.items():
+                self._restore(role, folder)
             device = self._policy.device
             weights = "4-bit NF4" if self._policy.quantized else str(self._policy.inner.dtype)
             self.screen.say(f"{self.recipe.model.id} on {device}, {weights.replace('torch.', '')}")
@@ -101,13 +104,16 @@ class Run:
 
     def use_adapters(self, actor: Path | None, refiner: Path | None) -> None:
         """Put the adapters of a checkpoint in place (None: fresh ones, which change nothing)."""
+        self._wanted = {"actor": actor, "refiner": refiner}
         if self.make_engine is not None and self._policy is None:
-            return
-        roles: tuple[tuple[Role, Path | None], ...] = (("actor", actor), ("refiner", refiner))
-        for role, folder in roles:
-            if self._loaded.get(role) != folder and folder is not None:
-                self.policy.restore(role, folder)
-            self._loaded[role] = folder
+            return  # a scripted engine needs no model; a training that follows loads them with it
+        for role, folder in self._wanted.items():
+            self._restore(role, folder)
+
+    def _restore(self, role: Role, folder: Path | None) -> None:
+        if self._loaded.get(role) != folder and folder is not None:
+            self.policy.restore(role, folder)
+        self._loaded[role] = folder
 
     def trained(self, role: Role, folder: Path) -> None:
         """Note that the adapter in memory is the one just saved in ``folder``."""
