@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spar_lite.cli.common import make_console
-from spar_lite.cli.evaluate import common, job, show
+from spar_lite.cli.evaluate import Options, common, job, show
 from spar_lite.errors import SparError
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def general(
     batch: int,
     no_chat_template: bool,
     allow_code: bool,
-    checkpoint: str | None,
-    out: Path | None,
-    as_json: bool,
-    overrides: tuple[str, ...],
+    options: Options,
 ) -> None:
     """General abilities: tasks of lm-evaluation-harness, with the actor's adapter if there is one.
 
@@ -62,7 +59,7 @@ def general(
     need_harness()
     if allow_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    with job(target, checkpoint, out, as_json, overrides) as work:
+    with job(target, options) as work:
         from spar_lite.model.harness import HarnessTasks
 
         work.screen.say("reading the list of tasks")
@@ -75,7 +72,7 @@ def general(
             **work.model_settings(),
         }
         cards = [_one_task(work, known, name, settings, batch, allow_code) for name in names]
-    _show(cards, as_json, work.folder)
+    _show(cards, options.as_json, work.folder)
 
 
 def _one_task(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +30,39 @@ def evaluate() -> None:
     """
 
 
+@dataclass(frozen=True)
+class Options:
+    """What every task takes; ``out`` None: the target's own folder."""
+
+    checkpoint: str | None
+    out: Path | None
+    as_json: bool
+    overrides: tuple[str, ...]
+
+
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every task."""
-    options = (
+    """The options of every task, handed over as one ``Options``."""
+
+    @functools.wraps(command)
+    def call(
+        *args: Any,
+        checkpoint: str | None,
+        out: Path | None,
+        as_json: bool,
+        overrides: tuple[str, ...],
+        **rest: Any,
+    ) -> None:
+        command(*args, options=Options(checkpoint, out, as_json, overrides), **rest)
+
+    given = (
         click.option("--checkpoint", help="Of a run: base, bootstrap or iteration-N [last]."),
         click.option("--out", type=click.Path(path_type=Path), help="Folder for the results."),
         click.option("--json", "as_json", is_flag=True, help="Scores as JSON, and nothing else."),
         click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    for option in reversed(given):
+        call = option(call)
+    return call
 
 
 def decoding(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,21 +77,15 @@ def decoding(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def job(
-    target: str,
-    checkpoint: str | None,
-    out: Path | None,
-    as_json: bool,
-    overrides: tuple[str, ...],
-) -> Iterator[Job]:
+def job(target: str, options: Options) -> Iterator[Job]:
     """An evaluation whose screen is closed and whose folder is locked while it lasts."""
     from spar_lite.evaluation import Job
     from spar_lite.report.progress import make_screen
     from spar_lite.target import find_target
 
-    found = find_target(target, checkpoint, overrides)
-    folder = out or found.home
-    screen = make_screen(make_console(stderr=as_json))
+    found = find_target(target, options.checkpoint, options.overrides)
+    folder = options.out or found.home
+    screen = make_screen(make_console(stderr=options.as_json))
     quiet_libraries()
     with closing(screen), locked(folder):
         yield Job(found, folder, screen)
@@ -112,10 +130,7 @@ def ifeval(
     limit: int,
     way: str,
     budget: int,
-    checkpoint: str | None,
-    out: Path | None,
-    as_json: bool,
-    overrides: tuple[str, ...],
+    options: Options,
 ) -> None:
     """IFEval: prompt and instruction level, strict and loose, by lm-evaluation-harness's verifiers.
 
@@ -130,14 +145,14 @@ def ifeval(
     if responses is not None:
         from spar_lite.evaluation import score_responses
 
-        show(score_responses(prompts, responses, limit), as_json)
+        show(score_responses(prompts, responses, limit), options.as_json)
         return
     from spar_lite.evaluation import eval_ifeval
 
     prompts = prompts[: limit or None]
-    with job(str(target), checkpoint, out, as_json, overrides) as work:
+    with job(str(target), options) as work:
         card = eval_ifeval(work, prompts, plan(work, way, budget, max_new_tokens))
-    show(card, as_json, work.folder)
+    show(card, options.as_json, work.folder)
 
 
 @evaluate.command("constraints")
@@ -150,19 +165,16 @@ def constraints_(
     count: int,
     way: str,
     budget: int,
-    checkpoint: str | None,
-    out: Path | None,
-    as_json: bool,
-    overrides: tuple[str, ...],
+    options: Options,
 ) -> None:
     """Constraints met on held-out builtin prompts, by kind; a program checks."""
     from spar_lite.evaluation import eval_constraints
 
-    with job(target, checkpoint, out, as_json, overrides) as work:
+    with job(target, options) as work:
         settings = work.target.recipe.evaluate
         chosen = plan(work, way, budget, settings.max_new_tokens)
         card = eval_constraints(work, chosen, count or settings.prompts)
-    show(card, as_json, work.folder)
+    show(card, options.as_json, work.folder)
 
 
 @evaluate.command("judge")
@@ -184,15 +196,12 @@ def judge(
     data: Path | None,
     count: int,
     kinds: str,
-    checkpoint: str | None,
-    out: Path | None,
-    as_json: bool,
-    overrides: tuple[str, ...],
+    options: Options,
 ) -> None:
     """Accuracy and F1 of the refiner as a judge, each answer judged by itself."""
     from spar_lite.evaluation import builtin_cases, eval_judge
 
-    with job(target, checkpoint, out, as_json, overrides) as work:
+    with job(target, options) as work:
         if source == "llmbar":
             card = eval_judge(work, _llmbar(data), "llmbar")
         else:
@@ -201,7 +210,7 @@ def judge(
             cases = builtin_cases(work, count, chosen, tokens)
             name = "-".join(["constraints", *chosen[:3]])
             card = eval_judge(work, cases, name, {"kinds": list(chosen), "prompts": count})
-    show(card, as_json, work.folder)
+    show(card, options.as_json, work.folder)
 
 
 @evaluate.command("refine")
@@ -220,15 +229,12 @@ def refine(
     count: int,
     kinds: str,
     critic: str,
-    checkpoint: str | None,
-    out: Path | None,
-    as_json: bool,
-    overrides: tuple[str, ...],
+    options: Options,
 ) -> None:
     """Failed answers truly mended, and believed mended; the gap is self-flattery."""
     from spar_lite.evaluation import eval_refine
 
-    with job(target, checkpoint, out, as_json, overrides) as work:
+    with job(target, options) as work:
         settings = work.target.recipe.evaluate
         card = eval_refine(
             work,
@@ -238,7 +244,7 @@ def refine(
             settings.max_new_tokens,
             settings.reply_tokens,
         )
-    show(card, as_json, work.folder)
+    show(card, options.as_json, work.folder)
 
 
 def kinds_named(text: str, option: str = "--kinds") -> tuple[str, ...]:
