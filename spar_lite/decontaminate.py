@@ -85,5 +85,7 @@ def _grams(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
 
 
 def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    if not a or not b or min(len(a), len(b)) < ALIKE * max(len(a), len(b)):
+        return 0.0  # it cannot be reached, and counting would take longer
     both = len(a & b)
-    return both / (len(a) + len(b) - both) if both else 0.0
+    return both / (len(a) + len(b) - both)

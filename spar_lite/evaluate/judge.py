@@ -30,7 +30,7 @@ HUB = "princeton-nlp/LLMBar"
 
 @dataclass(frozen=True, slots=True)
 class JudgeCase:
-    """One answer with its truth. ``pair``: cases of one pair share it. ``subset``: for the table"""
+    """One answer with its truth. Cases of one pair share ``pair``; ``subset`` groups the table."""
 
     id: str
     pair: str
