@@ -82,14 +82,15 @@ def macro_mean(groups: Mapping[str, Sequence[float]], seed: int) -> Interval:
     return _between(mean(full), drawn, sum(map(len, full)))
 
 
-def f1_score(cases: Sequence[tuple[bool, bool]], seed: int) -> Interval:
+def f1(cases: Sequence[tuple[bool, bool]]) -> float:
     """F1 of Yes from (truth, said) cases: 2 TP / (2 TP + FP + FN); 0 where nothing is Yes."""
+    hits = sum(truth and said for truth, said in cases)
+    faults = sum(truth != said for truth, said in cases)
+    return 2 * hits / (2 * hits + faults) if hits else 0.0
 
-    def f1(drawn: Sequence[tuple[bool, bool]]) -> float:
-        hits = sum(truth and said for truth, said in drawn)
-        faults = sum(truth != said for truth, said in drawn)
-        return 2 * hits / (2 * hits + faults) if hits else 0.0
 
+def f1_score(cases: Sequence[tuple[bool, bool]], seed: int) -> Interval:
+    """``f1`` with its bootstrap interval."""
     return bootstrap(cases, f1, seed)
 
 

@@ -82,12 +82,16 @@ def test_judge_scores_by_hand() -> None:
 
 
 def test_subsets_and_their_macro_mean() -> None:
-    """One right of one in a, one right of four in b: macro (1 + 0.25) / 2."""
+    """One right of one in a, one right of four in b: macro (1 + 0.25) / 2.
+
+    All are true, so F1 is 2 * right / (2 * right + missed): 1 in a, 2 / 5 in b, 0.7 on average.
+    """
     results = [judged("x", True, True, "a")]
     results += [judged(f"y{n}", True, n == 0, "b") for n in range(4)]
     scores = judge_scores(results)
     assert scores["macro"].value == 0.625
     assert scores["accuracy/b"] == wilson(1, 4)
+    assert scores["f1/b"].value == 0.4 and scores["macro_f1"].value == pytest.approx(0.7)
 
 
 def test_llmbar_is_read_as_files_or_folders(tmp_path: Path) -> None:

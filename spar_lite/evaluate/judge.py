@@ -23,7 +23,7 @@ from spar_lite.errors import StoreError
 from spar_lite.judge import judge_answer
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Prompt, Response, Vote
-from spar_lite.statistics import Interval, f1_score, macro_mean, wilson
+from spar_lite.statistics import Interval, bootstrap, f1, f1_score, macro_mean, wilson
 
 HUB = "princeton-nlp/LLMBar"
 
@@ -148,8 +148,8 @@ def judge_scores(results: Sequence[JudgeResult], seed: int = 0) -> dict[str, Int
     """The scores of one judge.
 
     accuracy counts a missing judgement as wrong, accuracy_judged leaves it out; f1 is that of Yes;
-    macro is the mean of the subsets' accuracies; preferred_higher: of the pairs whose values
-    differ, those where the better answer has the higher one.
+    macro and macro_f1 are the means over the subsets, which follow; preferred_higher: of the pairs
+    whose values differ, those where the better answer has the higher one.
     """
     judged = [r for r in results if r.verdict is not None]
     votes = [vote for r in results for vote in r.votes]
@@ -157,11 +157,11 @@ def judge_scores(results: Sequence[JudgeResult], seed: int = 0) -> dict[str, Int
     ties = sum(r.value == 0.5 and r.verdict is None for r in results)
     higher = _pairs(results)
     subsets = sorted({r.subset for r in results})
-    by_subset = {s: [r.score for r in results if r.subset == s] for s in subsets}
+    by_subset = {name: [r for r in results if r.subset == name] for name in subsets}
     scores = {
         "accuracy": wilson(sum(r.score == 1 for r in results), len(results)),
         "accuracy_judged": wilson(sum(r.score == 1 for r in judged), len(judged)),
-        "f1": f1_score([(r.truth, r.verdict is True) for r in results], seed),
+        "f1": f1_score(_said(results), seed),
         "says_yes": wilson(sum(r.verdict is True for r in judged), len(judged)),
         "preferred_higher": wilson(sum(higher), len(higher)),
         "no_judgement": wilson(len(results) - len(judged), len(results)),
@@ -169,10 +169,24 @@ def judge_scores(results: Sequence[JudgeResult], seed: int = 0) -> dict[str, Int
         "unreadable_votes": wilson(unreadable, len(votes)),
     }
     if len(subsets) > 1:
-        scores["macro"] = macro_mean(by_subset, seed)
-        for name, values in by_subset.items():
-            scores[f"accuracy/{name}"] = wilson(sum(v == 1 for v in values), len(values))
+        shares = {name: [r.score for r in part] for name, part in by_subset.items()}
+        scores["macro"] = macro_mean(shares, seed)
+        scores["macro_f1"] = bootstrap(results, _macro_f1, seed, draws=1000)
+        for name, part in by_subset.items():
+            scores[f"accuracy/{name}"] = wilson(sum(r.score == 1 for r in part), len(part))
+        for name, part in by_subset.items():
+            scores[f"f1/{name}"] = f1_score(_said(part), seed)
     return scores
+
+
+def _said(results: Sequence[JudgeResult]) -> list[tuple[bool, bool]]:
+    """(truth, whether it said Yes) of each case."""
+    return [(r.truth, r.verdict is True) for r in results]
+
+
+def _macro_f1(results: Sequence[JudgeResult]) -> float:
+    subsets = {r.subset for r in results}
+    return sum(f1(_said([r for r in results if r.subset == s])) for s in subsets) / len(subsets)
 
 
 def _pairs(results: Sequence[JudgeResult]) -> list[bool]:

@@ -38,8 +38,9 @@ def title(card: Mapping[str, Any]) -> str:
 def label(name: str) -> str:
     """A score's name for people."""
     first, _, rest = name.partition("/")
-    words = first.replace("_", " ") + ("" if first in PLAIN else ", %")
-    return f"… {rest}" if rest else words
+    words = first.replace("_", " ")
+    percent = "" if first in PLAIN else ", %"
+    return f"… {words}, {rest}{percent}" if rest else words + percent
 
 
 def shown(name: str, score: Mapping[str, Any]) -> str:
