@@ -51,7 +51,8 @@ def recipe(model: Path, **changes: Any) -> Recipe:
     small = {"batch_size": 4, "micro_batch": 4, "gradient_checkpointing": False}
     data: dict[str, Any] = {
         "iterations": 2,
-        "model": {"id": str(model), "lora": {"r": 4, "alpha": 8}, "device": "cpu"},
+        # One thread: sums of floats, and so bytes, follow their number.
+        "model": {"id": str(model), "lora": {"r": 4, "alpha": 8}, "device": "cpu", "threads": 1},
         "prompts": {"count": 6, "kinds": ("no_commas", "starts_with"), "per_prompt": (1, 2)},
         "bootstrap": {"prompts": 6, "max_new_tokens": 16, **small},
         "sample": {"k": 2, "max_new_tokens": 16},
