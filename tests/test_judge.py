@@ -163,8 +163,8 @@ def test_code_mode_without_constraints_is_no_judgement():
     assert engine.requests == []
 
 
-SAYS_PASS = "1. Has no commas: It has 0 commas in 3 words. Yes"
-SAYS_FAIL = '1. Has no commas: It has 1 comma, the first after "Tea". No'
+SAYS_PASS = "1. Has no commas: Where it has a comma: nowhere. Yes"
+SAYS_FAIL = '1. Has no commas: Where it has a comma: after "Tea". No'
 
 # answer, votes, value, verdict, critique, who wrote it, and why
 MIXED_OUTCOMES = [

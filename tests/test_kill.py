@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,25 @@ from test_pipeline import adapters_of, recipe, records_of
 from spar_lite.recipe import dump_recipe
 
 PATIENCE = 240.0
-"""Seconds that one process may take; it takes about ten."""
+"""Seconds that one process may take; it takes a few."""
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Fresh processes that need not import torch and TRL again: two thirds of a short run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spar_lite.pipeline", "spar_lite.model", "spar_lite.train"])
+    return context
+
+
+def spar_lite(said: Path, *arguments: str) -> None:
+    """The command line, in a process of its own; what it says goes to a file."""
+    from spar_lite.cli import main
+
+    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    main(arguments, prog_name="spar-lite")
 
 
 def started(folder: Path) -> list[str]:
@@ -26,36 +43,39 @@ def started(folder: Path) -> list[str]:
     return [line["stage"] for line in map(json.loads, lines) if line["event"] == "start"]
 
 
-def run_until_new_stage(command: list[str], folder: Path, killed: list[str]) -> int | None:
-    """Run; SIGKILL in the first stage that was not killed yet. The exit code if there is none."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ}
+def run_until_new_stage(
+    processes: ForkServerContext, recipe: Path, folder: Path, killed: list[str] | None
+) -> bool:
+    """Run; SIGKILL in the first stage that was not killed yet (None: in none). Whether it ended."""
+    said = folder.with_suffix(".log")
+    process = processes.Process(
+        target=spar_lite, args=(said, "run", str(recipe), "--run", str(folder))
     )
-    assert process.stderr is not None
-    with process.stderr:
-        deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-            stages = started(folder)
-            if stages and stages[-1] not in killed:
-                time.sleep(0.1 if stages[-1].endswith(("actor", "refiner")) else 0.02)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                killed.append(stages[-1])
-                return None
-        assert process.poll() == 0, process.stderr.read().decode()
-    return 0
+    process.start()
+    deadline = time.monotonic() + PATIENCE
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+        stages = started(folder)
+        if stages and killed is not None and stages[-1] not in killed:
+            time.sleep(0.1 if stages[-1].endswith(("actor", "refiner")) else 0.02)
+            process.kill()
+            process.join()
+            killed.append(stages[-1])
+            return False
+    assert process.exitcode == 0, said.read_text()
+    return True
 
 
 @pytest.mark.slow
-def test_a_kill_in_every_stage_loses_and_doubles_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_kill_in_every_stage_loses_and_doubles_nothing(
+    tiny_folder: Path, tmp_path: Path, processes: ForkServerContext
+) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe(tiny_folder, iterations=1, model__threads=1)))
-    base = [sys.executable, "-m", "spar_lite", "run", str(file), "--run"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*base, str(whole)], check=True, capture_output=True)
+    assert run_until_new_stage(processes, file, whole, None)
     killed: list[str] = []
-    while run_until_new_stage([*base, str(broken)], broken, killed) is None:
+    while not run_until_new_stage(processes, file, broken, killed):
         assert len(killed) <= len(set(started(whole)))
     # Stages that take a few milliseconds may be over before the signal comes.
     assert len(killed) >= len(set(started(whole))) // 2

@@ -2,7 +2,7 @@
 
     >>> rule = from_json({"kind": "starts_with", "phrase": "Well"})
     >>> rule.explain("The sun is warm.")
-    'It begins with "The", not "Well".'
+    'The first words are "The".'
 
 Every kind is one frozen dataclass in the register `KINDS`; `compose` builds tasks from
 topics and sampled constraints. Standard library only. This folder knows no model, no

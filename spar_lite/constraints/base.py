@@ -57,8 +57,12 @@ class Constraint(ABC):
         """The verdict on a clean, non-empty text."""
 
     @abstractmethod
-    def _evidence(self, text: str, met: bool) -> str:
-        """One sentence with the evidence for that verdict."""
+    def _evidence(self, text: str) -> str:
+        """One sentence with what the verdict rests on, in the same words for a Yes and a No.
+
+        A model writes from left to right: words that only go with one verdict would have it
+        decide first and look afterwards.
+        """
 
     def _mends(self, text: str) -> Iterable[str]:
         """Edits that may make a failing text pass, the most natural first."""
@@ -86,7 +90,7 @@ class Constraint(ABC):
 
     def explain(self, text: str) -> str:
         tidy = clean(text)
-        return self._evidence(tidy, self._passes(tidy)) if tidy else "The answer is empty."
+        return self._evidence(tidy) if tidy else "The answer is empty."
 
     def mends(self, text: str) -> list[str]:
         """Every known edit after which the text passes; none for an empty text."""

@@ -45,6 +45,16 @@ def ends(text: str, phrase: str) -> bool:
     return flat.endswith(phrase) and not (phrase[0].isalnum() and joined)
 
 
+def first_words(text: str, phrase: str) -> str:
+    """The phrase where the text begins with it, else as many words as it has."""
+    return phrase if begins(text, phrase) else head(text, len(words(phrase)))
+
+
+def last_words(text: str, phrase: str) -> str:
+    """The phrase where the text ends with it, else as many words as it has."""
+    return phrase if ends(text, phrase) else tail(text, len(words(phrase)))
+
+
 def without_start(text: str, phrase: str) -> str:
     """The text after the phrase, with a capital."""
     found = re.match(_pattern(phrase) + r"[\s,:;.!?-]*", text)
@@ -90,10 +100,8 @@ class StartsWith(Constraint):
     def _passes(self, text: str) -> bool:
         return begins(text, self.phrase)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return f'It begins with "{self.phrase}".'
-        return f'It begins with {quote(head(text, len(words(self.phrase))))}, not "{self.phrase}".'
+    def _evidence(self, text: str) -> str:
+        return f"The first words are {quote(first_words(text, self.phrase))}."
 
     def _joined_to(self, rest: str) -> str:
         # A colon reads well after any phrase and, unlike a comma, breaks no other constraint.
@@ -151,10 +159,8 @@ class EndsWith(Constraint):
     def _passes(self, text: str) -> bool:
         return ends(text, self.phrase)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return f'It ends with "{self.phrase}".'
-        return f'It ends with {quote(tail(text, len(words(self.phrase))))}, not "{self.phrase}".'
+    def _evidence(self, text: str) -> str:
+        return f"The last words are {quote(last_words(text, self.phrase))}."
 
     def _added_to(self, text: str) -> str:
         return f"{closed(text)} {self.phrase}{'.' if self.phrase[-1].isalnum() else ''}"
@@ -215,13 +221,11 @@ class StoryBookends(Constraint):
         between = flat[len(self.first) : len(flat) - len(self.last)]
         return begins(flat, self.first) and ends(flat, self.last) and bool(WORD.search(between))
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if not met and begins(text, self.first) and ends(text, self.last):
-            return f"It has nothing between {quote(self.first)} and {quote(self.last)}."
-        begin, end = head(text, len(words(self.first))), tail(text, len(words(self.last)))
-        # head stops at a word; the sentence's final mark belongs to the evidence.
-        begin = text[: len(begin) + 1].rstrip()
-        return f"It begins with {quote(begin)} and ends with {quote(end)}."
+    def _evidence(self, text: str) -> str:
+        begin, end = first_words(text, self.first), last_words(text, self.last)
+        between = squeeze(text)[len(self.first) : -len(self.last)]
+        nothing = "" if WORD.search(between) else ", with nothing between"
+        return f"The first words are {quote(begin)} and the last are {quote(end)}{nothing}."
 
     def _mends(self, text: str) -> Iterator[str]:
         started = text if begins(text, self.first) else f"{self.first} {text}"

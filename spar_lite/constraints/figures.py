@@ -20,7 +20,6 @@ from .text import (
     number,
     quote,
     sentences,
-    tail,
     toss,
     with_sentence,
 )
@@ -57,11 +56,10 @@ class NoDigits(Constraint):
     def _passes(self, text: str) -> bool:
         return not any(character.isdigit() for character in text)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return "It has no digits."
-        found = next(n for n, character in enumerate(text) if character.isdigit())
-        return f"It has a digit in {quote(around(text, (found, found + 1)))}."
+    def _evidence(self, text: str) -> str:
+        found = next((n for n, character in enumerate(text) if character.isdigit()), None)
+        where = "nowhere" if found is None else f"in {quote(around(text, (found, found + 1)))}"
+        return f"Where it has a digit: {where}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield re.sub(r"\d+(?:[.,]\d+)*", "some", text)
@@ -94,11 +92,10 @@ class HasNumber(Constraint):
     def _passes(self, text: str) -> bool:
         return bool(_NUMBER.search(text))
 
-    def _evidence(self, text: str, met: bool) -> str:
+    def _evidence(self, text: str) -> str:
         found = _NUMBER.search(text)
-        if found:
-            return f"It has a number in {quote(around(text, found.span()))}."
-        return "It has no number in digits."
+        where = f"in {quote(around(text, found.span()))}" if found else "nowhere"
+        return f"Where it has a digit: {where}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield with_sentence(text, f"There are {2 + toss(text, 8)} reasons for it.")
@@ -139,12 +136,9 @@ class NumberedList(Constraint):
     def _passes(self, text: str) -> bool:
         return len(_NUMBERED.findall(text)) == self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
+    def _evidence(self, text: str) -> str:
         found = [_NUMBERED.sub("", line) for line in text.split("\n") if _NUMBERED.match(line)]
-        rest = "" if met else f", not {self.count}"
-        if not found:
-            return f"No line begins with a number: the first is {quote(head(text, 3))}{rest}."
-        return f"It has {enumerated(found, 'numbered item')}{rest}."
+        return f"Its numbered lines: {enumerated(found, 'item')}."
 
     def _mends(self, text: str) -> Iterator[str]:
         starts = [match.start() for match in _NUMBERED.finditer(text)]
@@ -205,10 +199,8 @@ class Postscript(Constraint):
     def _passes(self, text: str) -> bool:
         return bool(_POSTSCRIPT.match(self._last_line(text)))
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return f"Its last line begins with {quote(head(self._last_line(text), 4))}."
-        return f'Its last line has no "P.S." in front: it ends with {quote(tail(text, 3))}.'
+    def _evidence(self, text: str) -> str:
+        return f"The last line begins with {quote(head(self._last_line(text), 4))}."
 
     def _mends(self, text: str) -> Iterator[str]:
         place = text.rfind("P.S.")
@@ -255,14 +247,12 @@ class TwoAnswers(Constraint):
         parts = self._parts(text)
         return len(parts) == 2 and all(map(WORD.search, parts)) and parts[0] != parts[1]
 
-    def _evidence(self, text: str, met: bool) -> str:
-        parts = [part for part in self._parts(text) if part]
-        if met:
-            first, second = (quote(head(part, 3)) for part in parts)
-            return f"It gives one that begins with {first} and one that begins with {second}."
-        if _STARS not in text:
-            return f"It has no {_STARS}: it is one answer that begins with {quote(head(text, 3))}."
-        return f"It has {number(len(parts), 'part')} around {_STARS}, not 2 different ones."
+    def _evidence(self, text: str) -> str:
+        parts = [part for part in self._parts(text) if WORD.search(part)]
+        same = ", the same twice" if len(parts) == 2 and parts[0] == parts[1] else ""
+        marks = text.count(_STARS)
+        times = "" if marks == 1 else f", with {_STARS} {number(marks, 'time')}"
+        return f"Its answers: {enumerated(parts, 'answer')}{same}{times}."
 
     def _mends(self, text: str) -> Iterator[str]:
         found = sentences(text.replace(_STARS, " "))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint, require
-from .text import WORD, around, capitalised, number, quote, spliced, toss, with_sentence
+from .text import WORD, around, capitalised, enumerated, number, quote, spliced, toss, with_sentence
 from .values import VALUES, Values
 
 _MENTIONS = (
@@ -30,6 +30,12 @@ def require_word(kind: str, word: str) -> None:
 def hits(text: str, word: str) -> list[re.Match[str]]:
     pattern = rf"(?<![^\W_]){re.escape(word)}(?![^\W_])"
     return list(re.finditer(pattern, text, re.IGNORECASE))
+
+
+def _places(text: str, word: str) -> str:
+    found = hits(text, word)
+    where = f"in {quote(around(text, found[0].span()))}" if found else "nowhere"
+    return f'Where it says "{word}": {where}.'
 
 
 def _dressed(word: str, like: str) -> str:
@@ -98,11 +104,8 @@ class KeywordInclude(Constraint):
     def _passes(self, text: str) -> bool:
         return bool(hits(text, self.word))
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            found = hits(text, self.word)[0]
-            return f'It says "{self.word}" in {quote(around(text, found.span()))}.'
-        return f'It never says "{self.word}".'
+    def _evidence(self, text: str) -> str:
+        return _places(text, self.word)
 
     def _mends(self, text: str) -> Iterator[str]:
         yield with_sentence(text, _MENTIONS[toss(text, 2)].format(word=self.word))
@@ -139,10 +142,8 @@ class KeywordExclude(Constraint):
     def _passes(self, text: str) -> bool:
         return not hits(text, self.word)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return f'It never says "{self.word}".'
-        return f'It says "{self.word}" in {quote(around(text, hits(text, self.word)[0].span()))}.'
+    def _evidence(self, text: str) -> str:
+        return _places(text, self.word)
 
     def _mends(self, text: str) -> Iterator[str]:
         found = hits(text, self.word)
@@ -198,9 +199,10 @@ class KeywordFrequency(Constraint):
     def _passes(self, text: str) -> bool:
         return len(hits(text, self.word)) >= self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
-        found = number(len(hits(text, self.word)), "time")
-        return f'It says "{self.word}" {found}, {"at least" if met else "fewer than"} {self.count}.'
+    def _evidence(self, text: str) -> str:
+        found = hits(text, self.word)
+        shown = [around(text, match.span()) for match in found]
+        return f'Where it says "{self.word}": {enumerated(shown, "time", whole=True)}.'
 
     def _mends(self, text: str) -> Iterator[str]:
         missing = self.count - len(hits(text, self.word))

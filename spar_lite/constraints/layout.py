@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint, require
-from .text import FILLERS, enumerated, head, number, paragraphs, quote, sentences, toss
+from .text import FILLERS, enumerated, number, paragraphs, sentences, toss
 from .values import VALUES, Values
 
 _BULLET = re.compile(r"^- (?=\S)", re.MULTILINE)
@@ -50,9 +50,8 @@ class ParagraphCount(Constraint):
     def _passes(self, text: str) -> bool:
         return len(paragraphs(text)) == self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
-        rest = "" if met else f", not {self.count}"
-        return f"It has {enumerated(paragraphs(text), 'paragraph')}{rest}."
+    def _evidence(self, text: str) -> str:
+        return f"Its paragraphs: {enumerated(paragraphs(text), 'paragraph')}."
 
     def _mends(self, text: str) -> Iterator[str]:
         blocks, found = paragraphs(text), sentences(text)
@@ -103,12 +102,9 @@ class BulletCount(Constraint):
     def _passes(self, text: str) -> bool:
         return len(_BULLET.findall(text)) == self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
+    def _evidence(self, text: str) -> str:
         found = [line[2:] for line in text.split("\n") if _BULLET.match(line)]
-        rest = "" if met else f", not {self.count}"
-        if not found:
-            return f'No line begins with "- ": the first is {quote(head(text, 3))}{rest}.'
-        return f"It has {enumerated(found, 'bullet')}{rest}."
+        return f"Its bullets: {enumerated(found, 'bullet')}."
 
     def _mends(self, text: str) -> Iterator[str]:
         starts = [match.start() for match in _BULLET.finditer(text)]

@@ -80,16 +80,9 @@ class WordCount(Constraint):
         found = len(words(text))
         return (self.low or 0) <= found and (self.high is None or found <= self.high)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        found = len(words(text))
+    def _evidence(self, text: str) -> str:
         ends = f"from {quote(head(text, 1))} to {quote(tail(text, 1).rstrip('.!?'))}"
-        if met:
-            verdict = self._range().replace("words", "").replace("word", "").strip()
-        elif self.high is not None and found > self.high:
-            verdict = f"more than {self.high}"
-        else:
-            verdict = f"fewer than {self.low}"
-        return f"It has {number(found, 'word')} {ends}, {verdict}."
+        return f"It has {number(len(words(text)), 'word')} {ends}."
 
     def _mends(self, text: str) -> Iterator[str]:
         if self.high is None or len(words(text)) <= self.high:
@@ -159,10 +152,8 @@ class SentenceCount(Constraint):
     def _passes(self, text: str) -> bool:
         return len(sentence_spans(text)) == self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
-        rest = "" if met else f", not {self.count}"
-        found = sentences(text)
-        return f"It has {enumerated(found, 'sentence') if found else 'no sentence'}{rest}."
+    def _evidence(self, text: str) -> str:
+        return f"Its sentences: {enumerated(sentences(text), 'sentence')}."
 
     def _mends(self, text: str) -> Iterator[str]:
         spans = sentence_spans(text)

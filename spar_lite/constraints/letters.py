@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint, require
-from .text import WORD, capitalised, head, number, quote, toss, words
+from .text import WORD, capitalised, number, quote, toss, words
 from .values import VALUES, Values
 
 _COMMA = re.compile("[,\uff0c]")
@@ -39,14 +39,12 @@ class NoCommas(Constraint):
     def _passes(self, text: str) -> bool:
         return not _COMMA.search(text)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        found = _COMMA.findall(text)
+    def _evidence(self, text: str) -> str:
+        found = _COMMA.search(text)
         if not found:
-            return f"It has 0 commas in {number(len(words(text)), 'word')}."
-        place = text.index(found[0])
-        before = words(text[max(0, place - 60) : place])
-        where = f"after {quote(before[-1])}" if before else "at the start"
-        return f"It has {number(len(found), 'comma')}, the first {where}."
+            return "Where it has a comma: nowhere."
+        before = words(text[max(0, found.start() - 60) : found.start()])
+        return f"Where it has a comma: {f'after {quote(before[-1])}' if before else 'in front'}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield _COMMA.sub("", text)
@@ -85,9 +83,7 @@ class AllLowercase(Constraint):
     def _passes(self, text: str) -> bool:
         return text.islower()
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return f"It has no capital letters, as in {quote(head(text, 3))}."
+    def _evidence(self, text: str) -> str:
         return _odd_one(text, "capital", str.islower)
 
     def _mends(self, text: str) -> Iterator[str]:
@@ -124,9 +120,7 @@ class AllUppercase(Constraint):
     def _passes(self, text: str) -> bool:
         return text.isupper()
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return f"It has only capital letters, as in {quote(head(text, 3))}."
+    def _evidence(self, text: str) -> str:
         return _odd_one(text, "small", str.isupper)
 
     def _mends(self, text: str) -> Iterator[str]:
@@ -141,12 +135,12 @@ class AllUppercase(Constraint):
 
 
 def _odd_one(text: str, sort: str, fits: Callable[[str], bool]) -> str:
-    """The first letter of the wrong case and the word it stands in."""
+    """The first word with a letter of the wrong case."""
     for match in WORD.finditer(text):
-        wrong = [c for c in match.group() if (c.islower() or c.isupper()) and not fits(c)]
-        if wrong:
-            return f'It has {sort} letters, such as "{wrong[0]}" in {quote(match.group())}.'
-    return f"It has no letters with a case, as in {quote(text[:12])}."
+        if any((c.islower() or c.isupper()) and not fits(c) for c in match.group()):
+            return f"Words with {sort} letters: {quote(match.group())}."
+    cased = any(c.islower() or c.isupper() for c in text)
+    return f"Words with {sort} letters: none{'' if cased else ', nor any other letters'}."
 
 
 @dataclass(frozen=True)
@@ -189,12 +183,10 @@ class CharSequence(Constraint):
     def _passes(self, text: str) -> bool:
         return not self._others(text) and sum(map(self._is_letter, text)) == self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
+    def _evidence(self, text: str) -> str:
         others, found = self._others(text), sum(map(self._is_letter, text))
-        if others:
-            extra = quote(others[:12])
-            return f'It has {found} of "{self.letter}" but also has other characters: {extra}.'
-        return f'It has {found} of "{self.letter}"{"" if met else f", not {self.count}"}.'
+        also = quote(others[:12]) if others else "none"
+        return f'It has {found} of "{self.letter}" and these other characters: {also}.'
 
     def _mends(self, text: str) -> Iterator[str]:
         others = self._others(text)

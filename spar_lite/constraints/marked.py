@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint, require
-from .text import WORD, around, capitalised, number, quote, words
+from .text import WORD, capitalised, enumerated, number, quote, words
 from .values import VALUES, Values
 
 
@@ -45,13 +45,9 @@ class Marked(Constraint):
     def _passes(self, text: str) -> bool:
         return len(self.pattern.findall(text)) >= self.count
 
-    def _evidence(self, text: str, met: bool) -> str:
+    def _evidence(self, text: str) -> str:
         found = [match.group() for match in self.pattern.finditer(text)]
-        if not found:
-            return f"It has no {self.noun}."
-        shown = ", ".join(quote(piece, 20) for piece in found[:4])
-        rest = "" if met else f", not {self.count}"
-        return f"It has {number(len(found), self.noun)} ({shown}){rest}."
+        return f"Where it has a {self.noun}: {enumerated(found, 'time', whole=True)}."
 
     def _mends(self, text: str) -> Iterator[str]:
         missing = self.count - len(self.pattern.findall(text))
@@ -138,14 +134,6 @@ class CapitalWords(Marked):
     def label(self) -> str:
         return f"Has at least {number(self.count, 'word')} in capitals"
 
-    def _evidence(self, text: str, met: bool) -> str:
-        found = [match.group() for match in self.pattern.finditer(text)]
-        if not found:
-            return "It has no word in capitals."
-        shown = ", ".join(quote(piece, 20) for piece in found[:4])
-        rest = "" if met else f", not {self.count}"
-        return f"It has {number(len(found), 'word')} in capitals ({shown}){rest}."
-
     def _mark(self, word: str) -> str:
         return word.upper()
 
@@ -183,14 +171,9 @@ class Title(Constraint):
     def _passes(self, text: str) -> bool:
         return bool(_TITLE.search(text))
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            found = _TITLE.search(text)
-            assert found is not None
-            return f"Its title is {quote(found.group())}."
-        first = WORD.search(text)
-        where = f": it begins with {quote(around(text, first.span()))}" if first else ""
-        return f"It has no title in double angular brackets{where}."
+    def _evidence(self, text: str) -> str:
+        found = _TITLE.search(text)
+        return f"Its title: {quote(found.group()) if found else 'none'}."
 
     def _mends(self, text: str) -> Iterator[str]:
         name = " ".join(capitalised(word) for word in words(text)[:3])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint
-from .text import closed, head, quote, sentence_spans, tail, toss
+from .text import WORD, closed, quote, sentence_spans, tail, toss
 from .values import VALUES, Values
 
 _QUESTIONS = ("What do you think?", "Do you agree?", "How about you?", "Have you ever tried?")
@@ -44,8 +44,8 @@ class EndsWithQuestion(Constraint):
     def _passes(self, text: str) -> bool:
         return text[-1] in _ASK
 
-    def _evidence(self, text: str, met: bool) -> str:
-        return f"It ends with {quote(tail(text, 3))}{'' if met else ', not with a question mark'}."
+    def _evidence(self, text: str) -> str:
+        return f"The last words are {quote(tail(text, 3))}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield f"{closed(text)} {_QUESTIONS[toss(text, len(_QUESTIONS))]}"
@@ -84,16 +84,11 @@ class Quoted(Constraint):
         pair = text[0] + text[-1] in ('""', "\u201c\u201d") and bool(inside.strip())
         return pair and not any(mark in inside for mark in _QUOTES)
 
-    def _evidence(self, text: str, met: bool) -> str:
-        if met:
-            return "It opens and closes with a double quote mark."
-        if text[0] not in '"\u201c':
-            return f"It opens with {quote(head(text, 1))}, without a double quote mark."
-        if text[-1] not in '"\u201d' or len(text) == 1:
-            return f"It closes with {quote(tail(text, 1))}, without a double quote mark."
-        if not text.strip(_QUOTES + " "):
-            return "It has nothing between its double quote marks."
-        return "It has other double quote marks than one pair around it."
+    def _evidence(self, text: str) -> str:
+        others = sum(text[1:-1].count(mark) for mark in _QUOTES)
+        inside = f", with {others} double quotes between" if others else ""
+        empty = "" if WORD.search(text) else " and nothing else"
+        return f"Its first character is {text[0]} and its last is {text[-1]}{inside}{empty}."
 
     def _mends(self, text: str) -> Iterator[str]:
         bare = re.sub(f"[{_QUOTES}]", "", text).strip()

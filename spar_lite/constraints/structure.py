@@ -72,17 +72,13 @@ class JsonObject(Constraint):
         found = read_object(text)
         return found is not None and found.keys() == set(self.keys)
 
-    def _evidence(self, text: str, met: bool) -> str:
+    def _evidence(self, text: str) -> str:
         found = read_object(text)
         if found is None and not text.startswith("{"):
-            return f"It begins with {quote(head(text, 3))}, not with a JSON brace."
+            return f"Its JSON keys: none, as it begins with {quote(head(text, 3))}."
         if found is None:
-            return f"It is not valid JSON: it ends with {quote(text[-12:])}."
-        if not found:
-            return f"Its JSON object is empty, without {listed(self.keys)}."
-        names = ", ".join(quote(name, 20) for name in list(found)[:4])
-        many = "s are" if len(found) > 1 else " is"
-        return f"Its JSON key{many} {names}{'' if met else f', not {listed(self.keys)}'}."
+            return f"Its JSON keys: unreadable, as it ends with {quote(text[-12:])}."
+        return f"Its JSON keys: {', '.join(quote(name, 20) for name in list(found)[:4]) or 'none'}."
 
     def _mends(self, text: str) -> Iterator[str]:
         bare = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()

@@ -130,11 +130,15 @@ def number(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def enumerated(pieces: list[str], noun: str) -> str:
-    """'1 "The sun", 2 "It is": 2 sentences', a count that can be read off."""
-    shown = [f"{index} {quote(head(piece, 2))}" for index, piece in enumerate(pieces[:6], 1)]
-    dots = ", ..." if len(pieces) > 6 else ""
-    return f"{', '.join(shown)}{dots}: {number(len(pieces), noun)}"
+def enumerated(pieces: list[str], noun: str, whole: bool = False) -> str:
+    """'1 "The sun", 2 "It is", 2 sentences': a count that can be read off.
+
+    Of each piece two words are shown, or the ``whole``.
+    """
+    heads = [piece if whole else head(piece, 2) for piece in pieces[:6]]
+    shown = [f"{index} {quote(piece, 24)}" for index, piece in enumerate(heads, 1)]
+    dots = ["..."] if len(pieces) > 6 else []
+    return ", ".join([*shown, *dots, number(len(pieces), noun)])
 
 
 def listed(names: list[str] | tuple[str, ...]) -> str:
