@@ -19,6 +19,7 @@ from spar_lite import bootstrap
 from spar_lite.errors import RecipeError
 from spar_lite.evaluation import Job, builtin_cases, eval_judge, eval_refine
 from spar_lite.pipeline import execute
+from spar_lite.pipeline.common import step_counter
 from spar_lite.pipeline.warmup import warmup_tasks
 from spar_lite.records import Prompt, TrainingExample, stable_seed
 from spar_lite.run import Run
@@ -54,7 +55,8 @@ def warmup_curve(
     before = 0
     for size in sizes:
         folder = run.folder / "curve" / f"rows-{size:05d}"
-        point: dict[str, Any] = {"rows": size, **_train(run, folder, rows[before:size], points)}
+        taught = _train(run, folder, size, rows[before:size], points)
+        point: dict[str, Any] = {"rows": size, **taught}
         for name, kinds in sets.items():
             point[name] = _score(run, folder / name, kinds, count)
         points.append(point)
@@ -85,7 +87,7 @@ def _rows(run: Run) -> list[TrainingExample]:
 
 
 def _train(
-    run: Run, folder: Path, rows: list[TrainingExample], before: list[dict[str, Any]]
+    run: Run, folder: Path, size: int, rows: list[TrainingExample], before: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Teach further rows to the refiner, or load what an earlier run of this command taught."""
     from spar_lite.train import train_on_examples
@@ -100,11 +102,13 @@ def _train(
     if before:
         total = {key: before[-1][key] for key in total}
     if rows:
-        run.screen.start(f"{folder.name}", 0, "steps")
+        label = f"refiner, rows {size - len(rows) + 1} to {size}"
+        run.screen.start(label, 0, "steps")
         begin = time.perf_counter()
         seed = stable_seed(run.recipe.seed, "curve", folder.name)
         settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
-        report = train_on_examples(run.policy, "refiner", rows, settings, seed)
+        step = step_counter(run, label)
+        report = train_on_examples(run.policy, "refiner", rows, settings, seed, step)
         total["seconds"] += round(time.perf_counter() - begin, 1)
         total["tokens"] += report.tokens
         run.policy.save("refiner", folder / "refiner")

@@ -248,7 +248,7 @@ def eval_refine(
         "critic": critic,
         "answer_tokens": tokens,
         "reply_tokens": reply_tokens,
-        **_decoding(judge),
+        "judge": _decoding(judge),
         "votes": judge.votes,
         **job.model_settings(),
     }

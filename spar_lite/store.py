@@ -11,6 +11,7 @@ Knows files and records' JSON; nothing of what the records mean.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ class Marker:
 
     def write(self, summary: dict[str, Any]) -> None:
         """Finish the stage: written to a temporary file, then renamed."""
-        write_text(self.path, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.path, json_text(summary, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,9 +107,22 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def json_text(data: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: a number that there is none of is null, not NaN."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(value) for key, value in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(value) for value in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def append_line(path: Path, data: dict[str, Any]) -> None:
     """Append one JSON line (the ledger's way); a torn line before it is dropped."""
-    _add_line(path, json.dumps(data, ensure_ascii=False) + "\n")
+    _add_line(path, json_text(data) + "\n")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ from spar_lite.evaluate.refine import (
     mend_answer,
     refine_scores,
 )
-from spar_lite.recipe import Judge
+from spar_lite.recipe import Judge, load_recipe
 from spar_lite.records import Cost, Prompt, Response, Role, Vote
 from spar_lite.statistics import wilson
 from spar_lite.target import find_target
@@ -269,6 +269,10 @@ def test_the_commands_on_a_tiny_model(recipe: Path, tmp_path: Path) -> None:
         assert card["cost"]["calls"] == 3 if way == "greedy" else card["cost"]["calls"] > 3
     mends = run("refine", recipe, "--count", 3, "--out", out)
     assert mends["scores"]["truly_mended"]["value"] == 0
+    decided = mends["settings"]
+    settings = load_recipe(recipe)
+    assert decided["reply_tokens"] == settings.evaluate.reply_tokens
+    assert decided["judge"]["reply_tokens"] == settings.judge.max_new_tokens
     lines = (out / "refine-program.jsonl").read_text().splitlines()
     assert 1 <= len(lines) == mends["scores"]["truly_mended"]["n"] <= 3  # empty ones are left out
     table = CliRunner().invoke(

@@ -1,5 +1,6 @@
 """Stage files survive a kill at any byte; the expectations are counted by hand."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,14 @@ def test_a_damaged_marker_is_named(tmp_path: Path, text: str):
     marker.path.write_text(text)
     with pytest.raises(StoreError, match=r"trees\.done\.json is damaged"):
         marker.read()
+
+
+def test_a_number_that_there_is_none_of_is_null(tmp_path: Path):
+    marker = Marker(tmp_path, "x")
+    marker.write({"a": [math.nan, 1.5], "b": {"c": (math.inf, "NaN")}})
+    assert marker.read() == {"a": [None, 1.5], "b": {"c": [None, "NaN"]}}
+    append_line(tmp_path / "x.jsonl", {"a": math.nan})
+    assert (tmp_path / "x.jsonl").read_text() == '{"a": null}\n'
 
 
 def test_write_text_replaces_the_whole_file(tmp_path: Path):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spar_lite.cli.common import dump_json, make_console, quiet_libraries
+from spar_lite.cli.common import make_console, quiet_libraries
+from spar_lite.store import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +71,7 @@ def bench(
         found = room.bench(policy, settings, plan, lambda text: console.print(f"[dim]{text} …[/]"))
     found["model"] = shape or found["model"]
     if as_json:
-        click.echo(dump_json(found))
+        click.echo(json_text(found, indent=1))
         return
     from spar_lite.report.bench import bench_tables
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +20,6 @@ def make_console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr)
     # A log or a pipe has no width of its own: wide enough that no table cell is cut.
     return console if console.is_terminal else Console(width=160, stderr=stderr)
-
-
-def dump_json(data: Any) -> str:
-    """JSON that every reader takes: what has no value is null, not NaN."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: plain(value) for key, value in part.items()}
-        if isinstance(part, list | tuple):
-            return [plain(value) for value in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(plain(data), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def quiet_libraries() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from spar_lite.cli.common import dump_json, make_console
+from spar_lite.cli.common import make_console
+from spar_lite.store import json_text
 
 
 @click.command()
@@ -22,7 +23,7 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
         raise StoreError("compare wants two runs or more, such as RUN:bootstrap RUN:iteration-1.")
     found = comparison.compare([comparison.read_side(word) for word in runs])
     if as_json:
-        click.echo(dump_json(found))
+        click.echo(json_text(found, indent=1))
         return
     from spar_lite.report.comparison import comparison_table, difference_lines
 

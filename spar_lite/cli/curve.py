@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from spar_lite.cli.common import closing, dump_json, locked, make_console, quiet_libraries
+from spar_lite.cli.common import closing, locked, make_console, quiet_libraries
+from spar_lite.store import json_text
 
 
 @click.command()
@@ -46,7 +47,7 @@ def curve(
     with closing(screen), locked(folder):
         points = warmup_curve(Run(settings, folder, screen), sizes, kinds, count)
     if as_json:
-        click.echo(dump_json(points))
+        click.echo(json_text(points, indent=1))
         return
     make_console().print(curve_table(points))
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spar_lite.cli.common import closing, dump_json, locked, make_console, quiet_libraries
+from spar_lite.cli.common import closing, locked, make_console, quiet_libraries
 from spar_lite.errors import SparError, StoreError
+from spar_lite.store import json_text
 
 if TYPE_CHECKING:
     from spar_lite.decode import Plan
@@ -94,7 +95,7 @@ def job(target: str, options: Options) -> Iterator[Job]:
 def show(card: dict[str, Any], as_json: bool, folder: Path | None = None) -> None:
     """A scorecard, as a table or as JSON alone."""
     if as_json:
-        click.echo(dump_json(card))
+        click.echo(json_text(card, indent=1))
         return
     from spar_lite.report.evaluation import card_table
 

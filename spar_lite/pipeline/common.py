@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from spar_lite.recipe import Recipe, Training
 from spar_lite.records import Role, TrainingExample, stable_seed
 from spar_lite.run import Run
-from spar_lite.store import StageFile, read_lines, write_text
+from spar_lite.store import StageFile, json_text, read_lines, write_text
 
 Summary = dict[str, Any]
 
@@ -58,7 +57,7 @@ def write_metrics(folder: Path, kind: str, found: Summary) -> None:
     path = folder / "metrics.jsonl"
     others = [line for line in read_lines(path) if line.get("kind") != kind]
     lines = [*others, {"checkpoint": folder.name, "kind": kind, **found}]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json_text(line) + "\n" for line in lines))
 
 
 def kinds(rows: list[TrainingExample]) -> Summary:
