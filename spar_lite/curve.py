@@ -79,11 +79,16 @@ def _rows(run: Run) -> list[TrainingExample]:
     order = list(lessons.values())
     random.Random(stable_seed(run.recipe.seed, "curve")).shuffle(order)
     flat = [row for lesson in order for row in lesson]
+    return [row for part in _parts(run, flat) for row in part]
+
+
+def _parts(run: Run, rows: list[TrainingExample]) -> list[list[TrainingExample]]:
+    """What is taught in one go: all rows, or with a curriculum those of like hardness."""
     if not run.recipe.bootstrap.curriculum:
-        return flat
+        return [rows]
     prompts: StageFile[Prompt] = StageFile(run.folder / "bootstrap", "prompts", Prompt)
     hardness = {prompt.id: len(prompt.constraints) for prompt in prompts.load()}
-    return [row for part in bootstrap.by_hardness(flat, hardness) for row in part]
+    return bootstrap.by_hardness(rows, hardness)
 
 
 def _train(
@@ -107,10 +112,11 @@ def _train(
         begin = time.perf_counter()
         seed = stable_seed(run.recipe.seed, "curve", folder.name)
         settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
-        step = step_counter(run, label)
-        report = train_on_examples(run.policy, "refiner", rows, settings, seed, step)
+        for part in _parts(run, rows):
+            step = step_counter(run, label)
+            report = train_on_examples(run.policy, "refiner", part, settings, seed, step)
+            total["tokens"] += report.tokens
         total["seconds"] += round(time.perf_counter() - begin, 1)
-        total["tokens"] += report.tokens
         run.policy.save("refiner", folder / "refiner")
     write_text(noted, json.dumps(total))
     return total

@@ -414,3 +414,25 @@ def test_the_curve_goes_on_where_it_stopped(
         curve([1000])
     with pytest.raises(RecipeError, match="teaches no_commas; choose other kinds"):
         warmup_curve(start(folder, settings), [0], ("no_commas",), 4)
+
+
+def test_a_curriculum_is_kept_inside_one_size_of_the_curve(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spar_lite import train
+    from spar_lite.curve import warmup_curve
+
+    settings = recipe(tiny_folder, iterations=0, judge__votes=1, bootstrap__curriculum=True)
+    run = start(tmp_path / "curve", settings)
+    trained: list[set[str]] = []
+    whole = train.train_on_examples
+
+    def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
+        trained.append({row.id.partition("/")[0] for row in rows})
+        return whole(policy, role, rows, *rest)
+
+    monkeypatch.setattr(train, "train_on_examples", watch)
+    warmup_curve(run, [12], (), 2)
+    prompts = StageFile(run.folder / "bootstrap", "prompts", Prompt).load()
+    hardness = {prompt.id: len(prompt.constraints) for prompt in prompts}
+    assert [{hardness[id] for id in part} for part in trained] == [{1}, {2}]
