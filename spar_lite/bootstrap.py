@@ -135,6 +135,21 @@ def by_hardness(
     return [groups[level] for level in sorted(groups)]
 
 
+def judgements_first(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
+    """First every judgement alone, the chats' ones too; then all rows as they are.
+
+    A refinement is mostly copying, and its many easy tokens drown the few on which a judgement
+    turns: taught together from the start, a small model learns to copy and not to judge.
+    """
+    alone = [
+        TrainingExample(f"{row.id}/judgement", "judgement", row.prompt[:1], row.prompt[1].content)
+        if row.kind == "refinement" and row.every_reply
+        else row
+        for row in rows
+    ]
+    return [[row for row in alone if row.kind == "judgement"], list(rows)]
+
+
 def actor_rows(rows: Iterable[TrainingExample]) -> list[TrainingExample]:
     """The rows that teach the actor."""
     return [row for row in rows if row.kind == "answer"]

@@ -20,8 +20,8 @@ from spar_lite.errors import RecipeError
 from spar_lite.evaluation import Job, builtin_cases, eval_judge, eval_refine
 from spar_lite.pipeline import execute
 from spar_lite.pipeline.common import step_counter
-from spar_lite.pipeline.warmup import warmup_tasks
-from spar_lite.records import Prompt, TrainingExample, stable_seed
+from spar_lite.pipeline.warmup import in_order, warmup_tasks
+from spar_lite.records import TrainingExample, stable_seed
 from spar_lite.run import Run
 from spar_lite.store import StageFile, write_text
 from spar_lite.target import Target
@@ -79,16 +79,8 @@ def _rows(run: Run) -> list[TrainingExample]:
     order = list(lessons.values())
     random.Random(stable_seed(run.recipe.seed, "curve")).shuffle(order)
     flat = [row for lesson in order for row in lesson]
-    return [row for part in _parts(run, flat) for row in part]
-
-
-def _parts(run: Run, rows: list[TrainingExample]) -> list[list[TrainingExample]]:
-    """What is taught in one go: all rows, or with a curriculum those of like hardness."""
-    if not run.recipe.bootstrap.curriculum:
-        return [rows]
-    prompts: StageFile[Prompt] = StageFile(run.folder / "bootstrap", "prompts", Prompt)
-    hardness = {prompt.id: len(prompt.constraints) for prompt in prompts.load()}
-    return bootstrap.by_hardness(rows, hardness)
+    by_constraints = run.recipe.bootstrap.curriculum == "constraints"
+    return [row for part in in_order(run, flat) for row in part] if by_constraints else flat
 
 
 def _train(
@@ -112,7 +104,7 @@ def _train(
         begin = time.perf_counter()
         seed = stable_seed(run.recipe.seed, "curve", folder.name)
         settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
-        for part in _parts(run, rows):
+        for part in in_order(run, rows):
             step = step_counter(run, label)
             report = train_on_examples(run.policy, "refiner", part, settings, seed, step)
             total["tokens"] += report.tokens

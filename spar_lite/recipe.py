@@ -175,8 +175,10 @@ class Bootstrap(Training):
     minimal: Natural = Field(
         0, description="further wrong answers made of each right one, with one constraint broken"
     )
-    curriculum: bool = Field(
-        False, description="train on prompts with one constraint first, then with two, and so on"
+    curriculum: Literal["none", "constraints", "judgements"] = Field(
+        "none",
+        description="constraints: prompts with one constraint first, then with two, and so on; "
+        "judgements: the refiner learns to judge first, then to judge and refine",
     )
     actor: bool = Field(True, description="also warm up the actor on the repaired answers")
     actor_lr: Annotated[float, Field(ge=0)] = Field(

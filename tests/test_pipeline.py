@@ -20,7 +20,7 @@ from scripted import ScriptedEngine
 from spar_lite import pipeline
 from spar_lite.engine import Request
 from spar_lite.errors import StoreError
-from spar_lite.prompts import REFINE
+from spar_lite.prompts import REFINE, parse_verdict
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
 from spar_lite.run import Run
@@ -315,7 +315,7 @@ def test_a_curriculum_teaches_the_easy_ones_first(
     settings = recipe(
         tiny_folder,
         iterations=0,
-        bootstrap__curriculum=True,
+        bootstrap__curriculum="constraints",
         bootstrap__per_prompt=(1, 2),
         bootstrap__prompts=8,
     )
@@ -327,6 +327,29 @@ def test_a_curriculum_teaches_the_easy_ones_first(
     levels = [{hardness[row.id.partition("/")[0]] for row in rows} for rows in parts]
     assert levels == [{1}, {2}, {1}, {2}]  # the refiner's two parts, then the actor's
     assert marks["bootstrap/refiner"]["examples"] == len(parts[0]) + len(parts[1])
+
+
+def test_a_refiner_may_learn_to_judge_first(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spar_lite.train
+
+    parts: list[list[TrainingExample]] = []
+    whole = spar_lite.train.train_on_examples
+
+    def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
+        parts.append(rows)
+        return whole(policy, role, rows, *rest)
+
+    monkeypatch.setattr(spar_lite.train, "train_on_examples", watch)
+    settings = recipe(tiny_folder, iterations=0, bootstrap__curriculum="judgements")
+    pipeline.execute(start(tmp_path / "run", settings))
+    alone, everything, answers = parts
+    assert {row.kind for row in alone} == {"judgement"}
+    assert [parse_verdict(row.completion) for row in alone] == [True, False] * (len(alone) // 2)
+    assert {row.kind for row in everything} == {"judgement", "refinement"}
+    assert len(alone) == len(everything)  # a chat's own judgement, and every other one
+    assert {row.kind for row in answers} == {"answer"}
 
 
 def test_evolved_prompts_go_through_the_loop(tiny_folder: Path, tmp_path: Path) -> None:
@@ -422,7 +445,9 @@ def test_a_curriculum_is_kept_inside_one_size_of_the_curve(
     from spar_lite import train
     from spar_lite.curve import warmup_curve
 
-    settings = recipe(tiny_folder, iterations=0, judge__votes=1, bootstrap__curriculum=True)
+    settings = recipe(
+        tiny_folder, iterations=0, judge__votes=1, bootstrap__curriculum="constraints"
+    )
     run = start(tmp_path / "curve", settings)
     trained: list[set[str]] = []
     whole = train.train_on_examples

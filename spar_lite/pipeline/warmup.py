@@ -94,12 +94,18 @@ def _warm_up(run: Run, role: Role) -> Summary:
     settings = run.recipe.bootstrap
     if role == "actor" and settings.actor_lr:
         settings = settings.model_copy(update={"lr": settings.actor_lr})
-    if not settings.curriculum:
-        return fit(run, "bootstrap", role, own, settings=settings)
-    hardness = {
-        p.id: len(p.constraints) for p in file_of(run, "bootstrap", "prompts", Prompt).load()
-    }
-    return fit(run, "bootstrap", role, *bootstrap.by_hardness(own, hardness), settings=settings)
+    return fit(run, "bootstrap", role, *in_order(run, own), settings=settings)
+
+
+def in_order(run: Run, rows: list[TrainingExample]) -> list[list[TrainingExample]]:
+    """Rows in the parts that the recipe's curriculum teaches one after the other."""
+    curriculum = run.recipe.bootstrap.curriculum
+    if curriculum == "judgements":
+        return bootstrap.judgements_first(rows)
+    if curriculum == "constraints":
+        prompts = file_of(run, "bootstrap", "prompts", Prompt).load()
+        return bootstrap.by_hardness(rows, {p.id: len(p.constraints) for p in prompts})
+    return [rows]
 
 
 def warmup_tasks(recipe: Recipe) -> Prompts:
