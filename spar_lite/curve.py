@@ -100,12 +100,12 @@ def _train(
         total = {key: before[-1][key] for key in total}
     if rows:
         label = f"refiner, rows {size - len(rows) + 1} to {size}"
-        run.screen.start(label, 0, "steps")
         begin = time.perf_counter()
+        parts = in_order(run, rows)
         seed = stable_seed(run.recipe.seed, "curve", folder.name)
         settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
-        for part in in_order(run, rows):
-            step = step_counter(run, label)
+        step = step_counter(run, label, [len(part) for part in parts], settings)
+        for part in parts:
             report = train_on_examples(run.policy, "refiner", part, settings, seed, step)
             total["tokens"] += report.tokens
         total["seconds"] += round(time.perf_counter() - begin, 1)

@@ -68,6 +68,23 @@ def recipe(model: Path, **changes: Any) -> Recipe:
     return parse_recipe(data)
 
 
+class Bars(Silence):
+    """Keeps of each stage [steps announced, steps made]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[int]] = {}
+        self.stage = ""
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        assert stage not in self.found, "a second bar"
+        self.found[stage] = [total, 0]
+        self.stage = stage
+
+    def advance(self, items: int) -> None:
+        self.found[self.stage][1] += items
+
+
 def rule(role: Role, request: Request) -> str:
     """Answers hold a comma; judges are split; the second refinement of a node is right."""
     last = request.messages[-1].content
@@ -343,8 +360,12 @@ def test_a_refiner_may_learn_to_judge_first(
 
     monkeypatch.setattr(spar_lite.train, "train_on_examples", watch)
     settings = recipe(tiny_folder, iterations=0, bootstrap__curriculum="judgements")
-    pipeline.execute(start(tmp_path / "run", settings))
+    run = start(tmp_path / "run", settings)
+    run.screen = bars = Bars()
+    marks = pipeline.execute(run)
     alone, everything, answers = parts
+    steps = marks["bootstrap/refiner"]["steps"]
+    assert bars.found["bootstrap/refiner"] == [steps, steps]  # one bar, and it comes to its end
     assert {row.kind for row in alone} == {"judgement"}
     assert [parse_verdict(row.completion) for row in alone] == [True, False] * (len(alone) // 2)
     assert {row.kind for row in everything} == {"judgement", "refinement"}

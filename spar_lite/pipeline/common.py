@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,10 @@ def fit(
     from spar_lite.train import train_on_examples
 
     label = f"{folder}/{role}"
-    run.screen.start(label, 0, "steps")
     summary: Summary = {"examples": 0}
+    step = step_counter(run, label, [len(rows) for rows in parts], settings)
     for number, rows in enumerate(filter(None, parts)):
         seed = stable_seed(run.recipe.seed, folder, role, *([number] if number else []))
-        step = step_counter(run, label)
         found = report(train_on_examples(run.policy, role, rows, settings, seed, step))
         for key in ("examples", "dropped", "steps", "tokens"):
             found[key] += summary.get(key, 0)
@@ -102,13 +102,20 @@ def report(training: Any) -> Summary:
     return {k: v for k, v in asdict(training).items() if k != "seconds"}
 
 
-def step_counter(run: Run, label: str) -> Callable[[int, int, int], None]:
-    """Turn a trainer's (step, total, tokens so far) into progress."""
+def step_counter(
+    run: Run, label: str, parts: Sequence[int], settings: Training
+) -> Callable[[int, int, int], None]:
+    """Turn a trainer's (step, its steps in all, tokens so far) into one bar for all its parts.
+
+    ``parts``: examples of each. A part whose steps begin anew goes on where the last one ended.
+    """
+    steps = sum(settings.epochs * math.ceil(size / settings.batch_size) for size in parts)
+    run.screen.start(label, steps, "steps")
     seen = {"step": 0, "tokens": 0}
 
     def count(step: int, total: int, tokens: int) -> None:
-        if not seen["step"]:
-            run.screen.start(label, total, "steps")
+        if step <= seen["step"]:
+            seen.update(step=0, tokens=0)
         run.screen.advance(step - seen["step"])
         run.screen.tokens(tokens - seen["tokens"])
         seen.update(step=step, tokens=tokens)

@@ -228,9 +228,8 @@ def _train_actor(run: Run, number: int) -> Summary:
     _start_of(run, number)
     folder = f"iteration-{number}"
     pairs = file_of(run, folder, "pairs", PreferencePair).load()
-    run.screen.start(f"{folder}/actor", 0, "steps")
     seed = stable_seed(run.recipe.seed, folder, "dpo")
-    step = step_counter(run, f"{folder}/actor")
+    step = step_counter(run, f"{folder}/actor", [len(pairs)], run.recipe.dpo)
     summary: Summary = {"pairs": len(pairs)}
     if pairs:
         training = train_actor(run.policy, pairs, run.recipe.dpo, seed, step)
