@@ -352,11 +352,14 @@ def test_a_refiner_may_learn_to_judge_first(
     import spar_lite.train
 
     parts: list[list[TrainingExample]] = []
+    losses: list[float] = []
     whole = spar_lite.train.train_on_examples
 
     def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
         parts.append(rows)
-        return whole(policy, role, rows, *rest)
+        report = whole(policy, role, rows, *rest)
+        losses.append(report.loss_first)
+        return report
 
     monkeypatch.setattr(spar_lite.train, "train_on_examples", watch)
     settings = recipe(tiny_folder, iterations=0, bootstrap__curriculum="judgements")
@@ -365,6 +368,7 @@ def test_a_refiner_may_learn_to_judge_first(
     marks = pipeline.execute(run)
     alone, everything, answers = parts
     steps = marks["bootstrap/refiner"]["steps"]
+    assert marks["bootstrap/refiner"]["loss_first"] == losses[0]
     assert bars.found["bootstrap/refiner"] == [steps, steps]  # one bar, and it comes to its end
     assert {row.kind for row in alone} == {"judgement"}
     assert [parse_verdict(row.completion) for row in alone] == [True, False] * (len(alone) // 2)

@@ -83,6 +83,7 @@ def fit(
         found = report(train_on_examples(run.policy, role, rows, settings, seed, step))
         for key in ("examples", "dropped", "steps", "tokens"):
             found[key] += summary.get(key, 0)
+        found["loss_first"] = summary.get("loss_first", found["loss_first"])
         summary = found
     if not any(parts):
         run.screen.say(f"no examples: the {role} stays as it is")
