@@ -187,7 +187,7 @@ def test_truth_and_belief_are_told_apart(
     assert (found.truly, found.believed, found.score) == (truly, believed, float(truly))
     assert found.cost.calls == 2 and found.refined == text
     critique = engine.requests[0].messages[1].content
-    assert 'not "Well"' in critique and critique.endswith("Final Judgement: No")
+    assert 'words are "Tea"' in critique and critique.endswith("Final Judgement: No")
 
 
 def test_its_own_critique_counts_only_where_it_sees_a_fault() -> None:
