@@ -5,8 +5,10 @@ torch is imported inside the fixtures, so that logic tests start without it.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,3 +63,11 @@ def tiny_policy(tiny_folder: Path) -> Callable[..., Policy]:
         return Policy.load(Model(id=str(tiny_folder), **chosen), seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Fresh processes that need not import torch and TRL again: two thirds of a short run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spar_lite.pipeline", "spar_lite.model", "spar_lite.train"])
+    return context

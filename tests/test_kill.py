@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from multiprocessing.context import ForkServerContext
@@ -16,14 +15,6 @@ from spar_lite.recipe import dump_recipe
 
 PATIENCE = 240.0
 """Seconds that one process may take; it takes a few."""
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """Fresh processes that need not import torch and TRL again: two thirds of a short run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spar_lite.pipeline", "spar_lite.model", "spar_lite.train"])
-    return context
 
 
 def spar_lite(said: Path, *arguments: str) -> None:

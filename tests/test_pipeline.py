@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from spar_lite.prompts import REFINE, parse_verdict
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
 from spar_lite.run import Run
-from spar_lite.store import StageFile
+from spar_lite.store import Marker, StageFile
 
 FOLDERS = ("bootstrap", "iteration-1")
 
@@ -208,38 +208,34 @@ def test_other_arrival_order_same_bytes(finished: Path, tiny_folder: Path, tmp_p
     assert adapters_of(folder) == adapters_of(finished)
 
 
-KILLER = """
-import os, signal, sys
-sys.path[:0] = sys.argv[1].split(os.pathsep)
-from pathlib import Path
-import test_pipeline as t
-from spar_lite import pipeline, store
-count = int(sys.argv[4])
-def dying(real):
-    def call(*args, **kwargs):
-        global count
-        count -= 1
-        if count == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-store.StageFile.append = dying(store.StageFile.append)
-store.StageFile.finish = dying(store.StageFile.finish)
-store.Marker.write = dying(store.Marker.write)
-pipeline.execute(t.start(Path(sys.argv[3]), t.recipe(Path(sys.argv[2]), iterations=1)))
-"""
+def dying_run(model: Path, folder: Path, survive: int) -> None:
+    """A run that is killed at its n-th write; for a process of its own."""
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal survive
+            survive -= 1
+            if survive == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    for kind, name in ((StageFile, "append"), (StageFile, "finish"), (Marker, "write")):
+        setattr(kind, name, dying(getattr(kind, name)))
+    pipeline.execute(start(folder, recipe(model, iterations=1)))
 
 
 @pytest.mark.parametrize("survive", [3, 22, 31, 47, 60])
 def test_sigkill_then_the_same_command_gives_the_same_bytes(
-    survive: int, tiny_folder: Path, tmp_path: Path, finished: Path
+    survive: int, tiny_folder: Path, tmp_path: Path, finished: Path, processes: ForkServerContext
 ) -> None:
     """Killed at the n-th write, in different stages; run again, nothing lost or doubled."""
     folder = tmp_path / "killed"
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    command = [sys.executable, "-c", KILLER, paths, str(tiny_folder), str(folder), str(survive)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = processes.Process(target=dying_run, args=(tiny_folder, folder, survive))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     pipeline.execute(start(folder, recipe(tiny_folder, iterations=1), seed=survive))
     whole = {k: v for k, v in records_of(finished).items() if not k.startswith("iteration-2")}
     assert records_of(folder) == whole
