@@ -168,6 +168,10 @@ def test_broken_folders_and_absent_devices_are_explained(
     (tmp_path / "half" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot load the model"):
         Policy.load(Model(id=str(tmp_path / "half"), device="cpu"), 0)
+    with pytest.raises(ModelError, match=r"Hub cannot be reached .* hf download nobody/nothing"):
+        Policy.load(Model(id="nobody/nothing", device="cpu"), 0)
+    # What the Hub has sent before is loaded without asking it.
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "config.json")
     with pytest.raises(ModelError, match="cannot load the tokenizer of nobody/nothing"):
         Policy.load(Model(id="nobody/nothing", device="cpu"), 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

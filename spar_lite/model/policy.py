@@ -33,7 +33,7 @@ from transformers import (
 from spar_lite.errors import ModelError
 from spar_lite.model.machine import best_threads, give_back, pick_device
 from spar_lite.model.merged import FastWeights
-from spar_lite.model.source import locate
+from spar_lite.model.source import locate, reach_hub
 from spar_lite.recipe import Model
 from spar_lite.records import Message, Role
 
@@ -65,6 +65,8 @@ class Policy:
             settings.quantization == "auto" and device.type == "cuda"
         )
         where = locate(settings.id)
+        if not Path(where).is_dir():
+            reach_hub(where)
         tokenizer = _load_tokenizer(where, settings)
         base = _load_base(where, settings, device, quantized)
         return cls.build(base, tokenizer, settings, seed, quantized)

