@@ -19,7 +19,8 @@ QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 
 SHRUNK = {
     "prompts.count": 3,
-    "bootstrap.prompts": 6,
+    "bootstrap.prompts": 5,
+    "bootstrap.minimal": 0,
     "sample.k": 2,
     "judge.votes": 2,
     "search.depth": 1,
