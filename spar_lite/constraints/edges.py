@@ -217,14 +217,15 @@ class StoryBookends(Constraint):
         return f"{self.first} {self.last}"
 
     def _passes(self, text: str) -> bool:
-        flat = squeeze(text)
-        between = flat[len(self.first) : len(flat) - len(self.last)]
-        return begins(flat, self.first) and ends(flat, self.last) and bool(WORD.search(between))
+        return begins(text, self.first) and ends(text, self.last) and self._has_more(text)
+
+    def _has_more(self, text: str) -> bool:
+        """Whether there are words between the two sentences."""
+        return bool(WORD.search(squeeze(text)[len(self.first) : -len(self.last)]))
 
     def _evidence(self, text: str) -> str:
         begin, end = first_words(text, self.first), last_words(text, self.last)
-        between = squeeze(text)[len(self.first) : -len(self.last)]
-        nothing = "" if WORD.search(between) else ", with nothing between"
+        nothing = "" if self._has_more(text) else ", with nothing between"
         return f"The first words are {quote(begin)} and the last are {quote(end)}{nothing}."
 
     def _mends(self, text: str) -> Iterator[str]:

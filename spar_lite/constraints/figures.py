@@ -13,7 +13,6 @@ from .base import Constraint, require
 from .text import (
     FILLERS,
     WORD,
-    around,
     closed,
     enumerated,
     head,
@@ -21,6 +20,7 @@ from .text import (
     quote,
     sentences,
     toss,
+    where,
     with_sentence,
 )
 from .values import VALUES, Values
@@ -58,8 +58,8 @@ class NoDigits(Constraint):
 
     def _evidence(self, text: str) -> str:
         found = next((n for n, character in enumerate(text) if character.isdigit()), None)
-        where = "nowhere" if found is None else f"in {quote(around(text, (found, found + 1)))}"
-        return f"Where it has a digit: {where}."
+        span = None if found is None else (found, found + 1)
+        return f"Where it has a digit: {where(text, span)}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield re.sub(r"\d+(?:[.,]\d+)*", "some", text)
@@ -94,8 +94,7 @@ class HasNumber(Constraint):
 
     def _evidence(self, text: str) -> str:
         found = _NUMBER.search(text)
-        where = f"in {quote(around(text, found.span()))}" if found else "nowhere"
-        return f"Where it has a digit: {where}."
+        return f"Where it has a digit: {where(text, found.span() if found else None)}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield with_sentence(text, f"There are {2 + toss(text, 8)} reasons for it.")

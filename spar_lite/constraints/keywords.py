@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint, require
-from .text import WORD, around, capitalised, enumerated, number, quote, spliced, toss, with_sentence
+from .text import (
+    WORD,
+    around,
+    capitalised,
+    enumerated,
+    number,
+    spliced,
+    toss,
+    where,
+    with_sentence,
+)
 from .values import VALUES, Values
 
 _MENTIONS = (
@@ -34,8 +44,7 @@ def hits(text: str, word: str) -> list[re.Match[str]]:
 
 def _places(text: str, word: str) -> str:
     found = hits(text, word)
-    where = f"in {quote(around(text, found[0].span()))}" if found else "nowhere"
-    return f'Where it says "{word}": {where}.'
+    return f'Where it says "{word}": {where(text, found[0].span() if found else None)}.'
 
 
 def _dressed(word: str, like: str) -> str:

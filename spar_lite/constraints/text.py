@@ -115,6 +115,11 @@ def around(text: str, span: Span) -> str:
     return lead + text[begin:end] + (right[: after[-1]] if after else "")
 
 
+def where(text: str, span: Span | None) -> str:
+    """The words around `span` as evidence, "nowhere" without one."""
+    return f"in {quote(around(text, span))}" if span else "nowhere"
+
+
 def quote(snippet: str, chars: int = 60) -> str:
     """The snippet on one line in double quotes, with single quotes inside it."""
     flat = (

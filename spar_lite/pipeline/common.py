@@ -108,7 +108,8 @@ def step_counter(
 ) -> Callable[[int, int, int], None]:
     """Turn a trainer's (step, its steps in all, tokens so far) into one bar for all its parts.
 
-    ``parts``: examples of each. A part whose steps begin anew goes on where the last one ended.
+    ``parts``: examples of each. A part whose steps begin anew goes on where the last one ended;
+    where examples are dropped as too long, the bar ends early.
     """
     steps = sum(settings.epochs * math.ceil(size / settings.batch_size) for size in parts)
     run.screen.start(label, steps, "steps")
