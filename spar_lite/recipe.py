@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from spar_lite.errors import RecipeError, did_you_mean
@@ -186,6 +193,12 @@ class Bootstrap(Training):
     )
     max_new_tokens: Count = Field(64, description="longest answer sampled for warm-up data")
     examples: Natural = Field(0, description="cap on training rows; 0 keeps all")
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def _was_a_switch(cls, given: Any) -> Any:
+        """Runs made when this key was true or false keep their recipe; it must stay readable."""
+        return {True: "constraints", False: "none"}[given] if isinstance(given, bool) else given
 
 
 class Decoding(Section):

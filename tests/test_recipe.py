@@ -231,6 +231,13 @@ def test_an_unreadable_file(tmp_path: Path, text: str, says: str):
     assert line.startswith(f"{path}:") and says in line and "\n" not in line
 
 
+@pytest.mark.parametrize(("old", "now"), [("false", "none"), ("true", "constraints")])
+def test_a_curriculum_of_an_earlier_version_is_read(tmp_path: Path, old: str, now: str):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: {{id: x}}\nbootstrap: {{curriculum: {old}}}\n")
+    assert load_recipe(file).bootstrap.curriculum == now
+
+
 def test_a_missing_file_a_folder_and_bytes(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"no such recipe\. Ready ones are in recipes/"):
         load_recipe(tmp_path / "no.yaml")
