@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -189,6 +190,22 @@ def test_a_finished_run_is_left_alone(finished: Path, tiny_folder: Path) -> None
 def test_more_iterations_go_on_from_a_finished_run(finished: Path, tiny_folder: Path) -> None:
     longer = start(finished, recipe(tiny_folder, iterations=3))
     assert {s.folder for s in pipeline.unfinished(longer)} == {"iteration-3"}
+
+
+def test_a_value_that_an_earlier_version_wrote_is_read_as_today(
+    finished: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(finished, folder)
+    marker = folder / "bootstrap" / "refiner.done.json"
+    written = marker.read_text()
+    key = '"bootstrap.curriculum": '
+    marker.write_text(written.replace(f'{key}"none"', f"{key}false"))
+    assert marker.read_text() != written
+    assert not pipeline.unfinished(start(folder, recipe(tiny_folder)))
+    marker.write_text(written.replace(f'{key}"none"', f"{key}true"))
+    with pytest.raises(StoreError, match=r"finished with bootstrap\.curriculum: True"):
+        pipeline.unfinished(start(folder, recipe(tiny_folder)))
 
 
 def test_a_changed_recipe_is_an_error_with_both_values(finished: Path, tiny_folder: Path) -> None:

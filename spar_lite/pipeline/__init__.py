@@ -8,19 +8,20 @@ is in the files that those call.
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spar_lite.errors import StoreError
+from spar_lite.errors import RecipeError, StoreError
 from spar_lite.evaluate import HeldoutResult, paired_difference
 from spar_lite.pipeline.common import Stage, Summary
 from spar_lite.pipeline.heldout import heldout_stages
 from spar_lite.pipeline.iteration import iteration_stages
 from spar_lite.pipeline.warmup import warmup_stages
-from spar_lite.recipe import Recipe, dump_recipe, recipe_slice
+from spar_lite.recipe import Recipe, dump_recipe, parse_recipe, recipe_slice
 from spar_lite.run import Run
 from spar_lite.store import Marker, StageFile, write_text
 
@@ -90,13 +91,24 @@ def _finished(run: Run, stage: Stage) -> bool:
     now, then = recipe_slice(run.recipe, stage.keys), marker["recipe"]
     # A key that only one of them has came or went with a version; it is nobody's change of mind.
     for key in sorted(set(now) & set(then)):
-        if now[key] != then[key]:
+        if now[key] != then[key] and now[key] != _as_read_today(run.recipe, key, then[key]):
             raise StoreError(
                 f"{run.folder}: {stage.label} was finished with {key}: {then[key]!r}, the "
                 f"recipe now says {now[key]!r}. To go on with this run: "
                 f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder."
             )
     return True
+
+
+def _as_read_today(recipe: Recipe, key: str, value: Any) -> Any:
+    """What a value that an earlier version wrote down means now; itself if it means nothing."""
+    try:
+        read = parse_recipe(
+            recipe.model_dump(mode="json", by_alias=True), overrides=[f"{key}={json.dumps(value)}"]
+        )
+    except RecipeError:
+        return value
+    return recipe_slice(read, (key,))[key]
 
 
 def _yaml(value: Any) -> str:
