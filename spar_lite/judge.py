@@ -32,9 +32,13 @@ async def judge_answer(
 ) -> Judgement:
     """Judge one answer under the recipe's mode; vote ids are ``ID/v0`` and so on.
 
+    A blank answer (a thought that was cut off) is none: it gets no vote and no judgement.
+
     With ``early_stop`` votes are asked for in rounds, each the fewest that could decide, so that
     none is drawn in vain and which are drawn depends on nothing but the votes themselves.
     """
+    if not answer.strip():
+        return Judgement(id, (), None, None, None, None, (), Cost())
     replies: list[Completion] = []
     messages = judge_messages(prompt.text, answer)
     while settings.mode != "code" and (more := missing(replies, settings)):

@@ -57,8 +57,12 @@ TAXONOMY = {
 """The paper's main groups of constraints (its appendix and public code), in our words."""
 
 _JUDGEMENT = re.compile(r"final[\s*_#:-]*judge?ment", re.IGNORECASE)
-# The template's own words: a reply that repeats the question has not answered it.
-_QUESTION = re.compile(r'(?:End|otherwise)\s+with\s+"Final Judgement: (?:Yes|No)\b')
+# The template's own words: a reply that repeats the question, or thinks about it, has not answered.
+_QUESTION = re.compile(
+    r"(?:\bends?|\botherwise)(?:\s+\w+){0,3}?\s+with\s+"
+    r"[\"'`\u201c]Final Judge?ment: (?:Yes|No)\b[\"'`\u201d]?",
+    re.IGNORECASE,
+)
 _ECHO = re.compile(r"(?<![^\W_])yes[\"'`*_]*\s*(?:or|/|\|)\s*[\"'`*_]*no(?![^\W_])", re.IGNORECASE)
 # Whole words only: markdown's underscores may touch them, no_commas and no-comma are others.
 _YES_NO = re.compile(r"(?<![^\W_])(?<![^\W_][_-])(?:(yes)|no)(?!_*[^\W_]|-[^\W_])", re.IGNORECASE)

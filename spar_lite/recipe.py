@@ -74,6 +74,11 @@ class Model(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; off unless you trust it"
     )
+    chat_template: dict[str, Any] = Field(
+        {},
+        description="options of the model's chat template, such as {enable_thinking: false} for "
+        "models that think before they answer",
+    )
     lora: Lora = Field(Lora(), description="the two adapters")
 
 
@@ -425,7 +430,7 @@ def _first_line(error: Exception) -> str:
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in data.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != "chat_template":  # whose keys are the template's
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint behind the engine protocol.
 
 Standard library only: one POST a request, a few at a time, again after a pause where the server is
-busy. The key comes from the environment and is never written anywhere. Roles mean nothing here: one
-model answers for all.
+busy. The key comes from the environment and is never written anywhere: no message quotes a request,
+and what a server says is shown without it. Roles mean nothing here: one model answers for all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,9 +33,9 @@ TIMEOUT = 300.0
 class RemoteEngine:
     """Engine over HTTP. ``pause``: seconds before the second try, doubled each time."""
 
-    url: str
+    url: str = field(repr=False)
     model: str
-    key: str | None
+    key: str | None = field(repr=False)
     parallel: int
     pause: float = 1.0
     _gate: asyncio.Semaphore | None = field(default=None, repr=False)
@@ -57,19 +58,32 @@ class RemoteEngine:
                     found = await asyncio.to_thread(self._post, request)
                     return _completion(request, found)
                 except urllib.error.HTTPError as error:
-                    said = error.read().decode("utf-8", "replace")[:200]
-                    fault = f"{self.url} answered {error.code}: {' '.join(said.split())}"
+                    said = self._safe(error.read().decode("utf-8", "replace"))
+                    fault = f"{self._shown} answered {error.code}: {' '.join(said.split())[:200]}"
                     if error.code not in BUSY:
                         raise EngineError(f"{fault}. {_hint(error.code)}") from None
                 except (urllib.error.URLError, OSError) as error:
-                    fault = f"{self.url} cannot be reached ({error})"
+                    fault = f"{self._shown} cannot be reached ({self._safe(str(error))})"
                 except (KeyError, IndexError, TypeError, ValueError) as error:
+                    # Its kind alone: what it says may quote what was sent, the key among it.
                     raise EngineError(
-                        f"{self.url} gave no chat completion ({error!r}). Is it OpenAI-compatible?"
+                        f"{self._shown} gave no chat completion ({type(error).__name__}). Is it "
+                        "OpenAI-compatible?"
                     ) from None
                 if attempt < TRIES - 1:
                     await asyncio.sleep(self.pause * 2**attempt)
         raise EngineError(f"{fault}, {TRIES} times. The same command goes on from here.")
+
+    @property
+    def _shown(self) -> str:
+        """The address without a password or query, which may be secrets too."""
+        parts = urllib.parse.urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def _safe(self, text: str) -> str:
+        """What a server or the system said, without the key and without the whole address."""
+        text = text.replace(self.url, self._shown)
+        return text.replace(self.key, "(key)") if self.key else text
 
     def _post(self, request: Request) -> dict[str, Any]:
         body = {
@@ -94,15 +108,19 @@ def open_remote(settings: Evolve) -> RemoteEngine:
     """The endpoint of a recipe's evolve section.
 
     Raises:
-        EngineError: no model name, or an address that is none.
+        EngineError: no model name, an address that is none, or a key that no request can carry.
     """
     if not settings.model:
         raise EngineError("evolve.model wants the model's name at the endpoint, found none.")
     if not settings.url.startswith(("http://", "https://")):
         raise EngineError(f"evolve.url wants http:// or https://, found {settings.url}.")
-    return RemoteEngine(
-        settings.url, settings.model, os.environ.get(settings.key_env), settings.parallel
-    )
+    key = os.environ.get(settings.key_env, "").strip()  # secret files end with a line break
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(
+            f"the key in the environment variable {settings.key_env} holds characters that no "
+            "request can carry, such as a line break or a typographic dash. Copy it anew."
+        )
+    return RemoteEngine(settings.url, settings.model, key or None, settings.parallel)
 
 
 def _completion(request: Request, found: dict[str, Any]) -> Completion:

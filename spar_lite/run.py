@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from spar_lite.engine import Engine
+from spar_lite.errors import ModelError, SparError
 from spar_lite.recipe import Recipe
 from spar_lite.records import Role, stable_seed
 from spar_lite.store import StageFile, append_line
@@ -62,18 +63,33 @@ class Run:
     screen: Screen
     make_engine: EngineFactory | None = None
     _policy: Policy | None = None
+    _fault: SparError | None = None
     _engine: Any = None
     _loaded: dict[Role, Path | None] = field(default_factory=dict)
     _wanted: dict[Role, Path | None] = field(default_factory=dict)
 
     @property
     def policy(self) -> Policy:
-        """The model, loaded on first use."""
+        """The model, loaded on first use.
+
+        Raises:
+            ModelError: it cannot be loaded, or trained as it answers; it is tried once, however
+                many ask.
+        """
+        if self._fault is not None:
+            raise self._fault
         if self._policy is None:
             from spar_lite.model import Policy
 
             self.screen.say(f"loading {self.recipe.model.id}")
-            self._policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
+            try:
+                policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
+                if thinks := policy.chat.thoughts_when_training:
+                    raise ModelError(thinks)  # before the first answer, not at the first training
+            except SparError as fault:
+                self._fault = fault
+                raise
+            self._policy = policy
             for role, folder in self._wanted.items():
                 self._restore(role, folder)
             device = self._policy.device

@@ -6,7 +6,6 @@ engine that answers. Knows files and recipes; the model is loaded only by ``open
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,11 +113,7 @@ def _adapter_target(path: Path, overrides: Sequence[str]) -> Target:
 
 def _peft_model(path: Path) -> dict[str, Any]:
     """The recipe's model section that an adapter_config.json implies."""
-    try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        target = config["target_modules"]
-        lora = {"r": config["r"], "alpha": config["lora_alpha"]}
-        lora["target"] = target if isinstance(target, str) else sorted(target)
-        return {"id": config["base_model_name_or_path"], "lora": lora}
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}/adapter_config.json cannot be read ({error!r}).") from None
+    from spar_lite.model.adapters import read_adapter
+
+    found = read_adapter(path)
+    return {"id": found.pop("base"), "lora": found}

@@ -19,6 +19,7 @@ from spar_lite.bench.workloads import Sizes, Writer, flat, search_groups, work
 from spar_lite.cli import main
 from spar_lite.cli.bench import SHAPE_NAMES
 from spar_lite.model import Policy, RolloutEngine
+from spar_lite.model.reference import Check
 from spar_lite.recipe import EngineSettings, Model
 
 SMALL = Sizes(4, reply=(2, 12), vote=(2, 6))
@@ -57,8 +58,13 @@ def test_bench_as_tables_and_in_4_bit() -> None:
         assert word in done.output
 
 
-def test_exceeding_the_cap_is_a_failure_not_a_number() -> None:
+def test_exceeding_the_cap_is_a_failure_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["bench", "--shape", "tiny", "--trees", "1", "--train-tokens", "0", "--no-baselines"]
+    done = CliRunner().invoke(main, [*command, "--memory-gb", "0.01"])
+    assert done.exit_code == 2
+    assert "does not fit: its weights take 0.00 GB" in done.output
+    # Once it is loaded, the peak has its say.
+    monkeypatch.setattr("spar_lite.model.loading.free_memory", lambda *_: 1 << 40)
     done = CliRunner().invoke(main, [*command, "--memory-gb", "0.01"])
     assert done.exit_code == 2
     assert "wanted at most 0.0 GiB, found" in done.output
@@ -80,7 +86,7 @@ def test_the_doctor_checks_every_role_both_ways() -> None:
 
 
 def test_the_doctor_fails_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spar_lite.bench.doctor.self_check", lambda *_: "a fault")
+    monkeypatch.setattr("spar_lite.bench.doctor.self_check", lambda *_: Check("a fault"))
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
     assert "✗ cpu, 4-bit NF4, refiner, merged weights: a fault" in done.output

@@ -29,7 +29,9 @@ def test_auto_means_4_bit_on_cuda(tiny_folder: Path) -> None:
 def test_the_fast_path_agrees_with_generate(policy: Policy) -> None:
     for role in ("base", "actor", "refiner"):
         policy.switch(role)
-        assert self_check(policy, slots=4) is None
+        for slots in (3, 64):
+            for merged in (False, True):
+                assert self_check(policy, slots, merged).fault is None
 
 
 def test_training_keeps_lora_in_float32_and_starts_at_ln_2(policy: Policy) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from spar_lite.engine import Completion, Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, cache_folder, locate, self_check, source
 from spar_lite.model.draw import sample
-from spar_lite.model.reference import cut, plain_generate
+from spar_lite.model.reference import Check, cut, plain_generate
 from spar_lite.model.slots import Decoder, TokenSequence, common
 from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
@@ -573,7 +574,9 @@ def test_self_check_passes_and_catches_a_broken_decoder(
 ) -> None:
     for role in ROLES:
         stirred.switch(role)
-        assert self_check(stirred, 4) is None
+        found = self_check(stirred, 4)
+        assert found.fault is None
+        assert found.proved.startswith("fast path checked, 4 at a time, ")
     whole = Decoder._forward
 
     def shifted(
@@ -582,13 +585,13 @@ def test_self_check_passes_and_catches_a_broken_decoder(
         return whole(self, ids, positions + 3, *rest, **more) * -1
 
     monkeypatch.setattr(Decoder, "_forward", shifted)
-    assert "differs from plain generate" in (self_check(stirred, 4) or "")
+    assert "differs from plain forward passes" in (self_check(stirred, 4).fault or "")
 
     def fails(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(Decoder, "_forward", fails)
-    assert "does not run (RuntimeError: no such kernel)" in (self_check(stirred, 4) or "")
+    assert "does not run (RuntimeError: no such kernel)" in (self_check(stirred, 4).fault or "")
 
 
 def test_auto_falls_back_and_says_so(full: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,10 +600,15 @@ def test_auto_falls_back_and_says_so(full: Policy, monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     engine = RolloutEngine(full, EngineSettings(path="auto", batch=4), 3, said.append)
     assert asyncio.run(engine.generate("actor", requests)) == wanted
-    assert said == ["actor on cpu: fast path checked, same tokens as plain generate"]
+    (proved,) = said
+    assert re.fullmatch(
+        r"actor on cpu: fast path checked, 3 at a time, \d+ to \d+ tokens long: logits within "
+        r"\de-\d+ of plain forward passes'",
+        proved,
+    )
     said.clear()
     monkeypatch.setattr(Decoder, "_forward", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("spar_lite.model.rollout.self_check", lambda *_: "a fault")
+    monkeypatch.setattr("spar_lite.model.rollout.self_check", lambda *_: Check("a fault"))
     broken = RolloutEngine(full, EngineSettings(path="auto", batch=4), 3, said.append)
     assert asyncio.run(broken.generate("actor", requests)) == wanted
     assert said == [
@@ -622,22 +630,12 @@ def test_the_models_own_sampling_defaults_do_not_leak_in(
     policy = stir(Policy.load(settings, 0))
     plain = stir(tiny_policy())
     policy.switch("actor")
-    assert self_check(policy, 4) is None
+    assert self_check(policy, 4).fault is None
     for sampling in (GREEDY, Sampling(1.0)):
         requests = requests_for(policy, sampling, count=4)
         for path in ("static", "continuous"):
             wanted = complete(plain, "actor", requests, path)
             assert complete(policy, "actor", requests, path) == wanted
-
-
-def test_a_model_with_sliding_windows_is_left_to_plain_generate(
-    tiny_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A short check cannot see a window, so the fast path is refused from the config alone."""
-    policy = tiny_policy()
-    monkeypatch.setattr(policy.inner.config, "sliding_window", 128, raising=False)
-    fault = self_check(policy, 4)
-    assert fault is not None and "full attention" in fault
 
 
 def test_a_damaged_adapter_file_is_named(tiny_policy: Factory, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_a_start_that_does_not_fit_is_named(tiny_folder: Path, tmp_path: Path) -
     warm = tmp_path / "warm"
     pipeline.execute(start(warm, recipe(tiny_folder, iterations=0)))
     other = recipe(tiny_folder, bootstrap__start_from=str(warm), model__lora={"r": 4, "alpha": 4})
-    with pytest.raises(StoreError, match=r"lora_alpha 8, the recipe 4\. Set model\.lora"):
+    with pytest.raises(StoreError, match=r"alpha 8, the recipe 4\. Set model\.lora"):
         pipeline.execute(start(tmp_path / "b", other))
 
 

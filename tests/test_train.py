@@ -123,8 +123,8 @@ def test_a_wrong_reference_is_an_error(
     train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
     whole = train._Run._keep_float32
 
-    def spoil(run: train._Run, before: dict[str, torch.Tensor]) -> None:
-        whole(run, before)
+    def spoil(run: train._Run) -> None:
+        whole(run)
         for name, parameter in run.policy.model.named_parameters():
             if ".ref." in name:
                 parameter.data.zero_()

@@ -51,7 +51,7 @@ def check_engine(
         for merged in (False, True):
             policy.switch(role)
             name = f"{device}, {what}, {role}, {'merged' if merged else 'separate'} weights"
-            yield name, self_check(policy, 4, merged)
+            yield name, self_check(policy, 4, merged).fault
 
 
 def give_adapters_weight(policy: Policy, size: float = 0.01) -> None:

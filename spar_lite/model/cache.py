@@ -79,9 +79,8 @@ class SlotCache:
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values (batch, kv heads, queries, head dim); return all to attend."""
         if layer_idx == len(self.keys):
-            shape = (self.rows, key.shape[1], self.length, key.shape[3])
-            self.keys.append(key.new_zeros(shape))
-            self.values.append(value.new_zeros(shape))
+            for tensors, new in ((self.keys, key), (self.values, value)):
+                tensors.append(new.new_zeros(self.rows, new.shape[1], self.length, new.shape[3]))
         return (
             self._write(self.keys[layer_idx], key),
             self._write(self.values[layer_idx], value),

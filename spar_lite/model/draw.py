@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spar_lite.engine import Sampling
+from spar_lite.errors import EngineError
 
 
 class Drawer(Protocol):
@@ -27,8 +28,12 @@ def draw(logits: Tensor, sequences: Sequence[Drawer]) -> list[int]:
 
     Each sequence brings its own random numbers (one uniform a token, by inversion), so a draw does
     not depend on what else is in the batch.
+
+    Raises:
+        EngineError: a row holds NaN or infinity, from which any token could come.
     """
     logits = logits.float()
+    refuse_not_finite(logits)
     chosen = [0] * len(sequences)
     groups: dict[Sampling, list[int]] = {}
     for row, sequence in enumerate(sequences):
@@ -43,6 +48,20 @@ def draw(logits: Tensor, sequences: Sequence[Drawer]) -> list[int]:
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
     return chosen
+
+
+def refuse_not_finite(logits: Tensor) -> None:
+    """Raise EngineError unless every row (batch, vocabulary) has a finite maximum.
+
+    A maximum passes NaN and +inf on; -inf in places is how a vocabulary is masked.
+    """
+    bad = int((~logits.amax(-1).isfinite()).sum())
+    if bad:
+        raise EngineError(
+            f"the model's logits are NaN or infinite for {bad} of {len(logits)} sequences. Is it "
+            "the adapter (the loss of its last training), the weights, or the dtype (float16 "
+            "overflows)? spar-lite doctor RECIPE tells base and adapters apart."
+        )
 
 
 def sample(scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

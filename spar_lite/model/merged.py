@@ -17,6 +17,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from spar_lite.errors import ModelError
+
 BUCKETS = 10
 """Row counts by powers of two, up to 512, for which the faster product is measured."""
 
@@ -42,8 +44,10 @@ class FastWeights:
         except BaseException:
             self.remove()
             raise
-        head = model.lm_head
-        self.head: Callable[[Tensor], Tensor] = lambda x: product(x, head.weight, head.bias)
+        head: Any = model.get_output_embeddings()
+        if type(head) is torch.nn.Linear:  # one without an adapter
+            self.layers.append(head)
+            head.__dict__["forward"] = _forward(product, head.weight, head.bias)
 
     def remove(self) -> None:
         """Give every layer its own products back, and the memory."""
@@ -73,10 +77,24 @@ def dense(layer: Any, dtype: torch.dtype) -> Tensor:
     if state is None:
         weight: Tensor = layer.weight.data
         return weight
+    refuse_repacked(layer)
     from bitsandbytes.functional import dequantize_4bit
 
     whole: Tensor = dequantize_4bit(layer.weight.data, state)
     return whole.to(dtype)
+
+
+def refuse_repacked(layer: Any) -> None:
+    """Raise ModelError if bitsandbytes has put a layer's 4-bit weights into its CPU layout.
+
+    Those are rounded to bf16 and mean something else to everyone but bitsandbytes' own kernel; what
+    is loaded by ``loading`` never gets there.
+    """
+    if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+        raise ModelError(
+            "bitsandbytes has repacked the 4-bit weights for this CPU's AVX512-BF16; merging or "
+            "training with them would be wrong. Use -o model.quantization=none."
+        )
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]

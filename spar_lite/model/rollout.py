@@ -2,23 +2,25 @@
 
 All requests in flight are decoded together (``slots``); coroutines that await a reply are resumed
 between two steps, so a tree goes on while others still decode. Before the fast path is trusted it
-is compared with plain ``generate`` on this device, role by role; where it differs, ``generate`` in
-static batches takes over, and the engine says so.
+is compared with plain forward passes on this device, role by role, at the batch sizes and lengths
+that are asked for; where it differs, ``generate`` in static batches takes over, and the engine says
+so.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from spar_lite.engine import Completion, Request
-from spar_lite.errors import EngineError
+from spar_lite.errors import EngineError, SparError
+from spar_lite.model.chat import OPEN
 from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out_of_memory
 from spar_lite.model.merged import copy_bytes
 from spar_lite.model.policy import ADAPTERS, Policy
-from spar_lite.model.reference import cut, plain_generate, self_check
-from spar_lite.model.slots import Counts, Decoder, TokenSequence
+from spar_lite.model.reference import Check, cut, plain_generate, self_check
+from spar_lite.model.slots import PREFILL_TOKENS, Counts, Decoder, TokenSequence
 from spar_lite.recipe import EngineSettings
 from spar_lite.records import Role, stable_seed
 
@@ -80,14 +82,22 @@ class RolloutEngine:
         self.say = say
         self.usage = Usage()
         self.on_tokens: Callable[[int], None] = lambda _: None
-        self._checked: dict[Role, bool] = {}
+        self._checked: dict[Role, tuple[int, int, bool]] = {}
         self._queue: list[tuple[Request, list[int], asyncio.Future[Completion]]] = []
         self._open: set[asyncio.Future[Completion]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._role: Role | None = None
 
     async def generate(self, role: Role, requests: Sequence[Request]) -> list[Completion]:
-        """Complete every request as ``role``; see the protocol."""
+        """Complete every request as ``role``; see the protocol.
+
+        Where the model's positions end, so does a reply.
+
+        Raises:
+            EngineError: a prompt leaves no position for a reply, another role is still answering,
+                the logits are not finite, or the model's forward pass failed.
+        """
+        encoded = [self._encode(request) for request in requests]
         while self._loop is not None and self._role != role:
             if self._open:
                 raise EngineError(f"asked for {role} while {self._role} is still answering")
@@ -95,9 +105,9 @@ class RolloutEngine:
         self._role = role
         loop = asyncio.get_running_loop()
         futures = []
-        for request in requests:
+        for request, ids in encoded:
             future: asyncio.Future[Completion] = loop.create_future()
-            self._queue.append((request, self.policy.encode(request.messages), future))
+            self._queue.append((request, ids, future))
             self._open.add(future)
             future.add_done_callback(self._open.discard)
             futures.append(future)
@@ -105,29 +115,61 @@ class RolloutEngine:
             self._loop = asyncio.create_task(self._run(role))
         return list(await asyncio.gather(*futures))
 
+    def _encode(self, request: Request) -> tuple[Request, list[int]]:
+        """The request with a limit that the model's positions allow, and its token ids."""
+        ids = self.policy.encode(request.messages)
+        room = request.max_new_tokens
+        if self.policy.positions is not None:
+            room = min(room, self.policy.positions - len(ids))
+        if room < 1:
+            raise EngineError(
+                f"{request.id}: its prompt has {len(ids)} tokens, and the model reads "
+                f"{self.policy.positions} with the reply. Shorten the prompts, or choose a model "
+                "with more positions."
+            )
+        return replace(request, max_new_tokens=room), ids
+
     def take_usage(self) -> Usage:
         """Return the usage counted so far and start anew."""
         usage, self.usage = self.usage, Usage()
         return usage
 
     def fast(self, role: Role) -> bool:
-        """Whether this role may use the fast path on this device; checks it at first use."""
+        """Whether this role may use the fast path on this device for what is queued now.
+
+        Checked at first use, and again where there are more than twice as many sequences, or more
+        than twice as long ones, as were compared before.
+        """
         if self.path != "auto":
             return self.path == "continuous"
-        if role not in self._checked:
-            self.policy.switch(role)
-            where = f"{role} on {self.policy.device}"
-            fault = self_check(self.policy, self.slots, self.merges(role))
-            if fault and self.merges(role):
-                self.say(f"{where}: with merged weights {fault}; using base plus adapter")
-                self.weights = "separate"
-                fault = self_check(self.policy, self.slots)
-            self._checked[role] = fault is None
-            if fault:
-                self.say(f"{where}: {fault}; using plain generate in static batches")
-            else:
-                self.say(f"{where}: fast path checked, same tokens as plain generate")
-        return self._checked[role]
+        prompts = [ids for _, ids, _ in self._queue]
+        new_tokens = max((request.max_new_tokens for request, _, _ in self._queue), default=1)
+        rows = max(1, min(self.slots, len(prompts)))
+        longest = max(map(len, prompts), default=0) + new_tokens
+        known_rows, known_longest, fast = self._checked.get(role, (0, 0, True))
+        if fast and (rows > 2 * known_rows or longest > 2 * known_longest):
+            fast = self._check(role, rows, prompts, new_tokens)
+            self._checked[role] = max(rows, known_rows), max(longest, known_longest), fast
+        return fast
+
+    def _check(self, role: Role, rows: int, prompts: list[list[int]], new_tokens: int) -> bool:
+        self.policy.switch(role)
+        where = f"{role} on {self.policy.device}"
+        budget = cache_budget(self.policy.device, self.memory_fraction)
+
+        def check(merged: bool) -> Check:
+            return self_check(self.policy, rows, merged, prompts, new_tokens, budget)
+
+        found = check(self.merges(role))
+        if found.fault and self.merges(role):
+            self.say(f"{where}: with merged weights {found.fault}; using base plus adapter")
+            self.weights = "separate"
+            found = check(False)
+        if found.fault:
+            self.say(f"{where}: {found.fault}; using plain generate in static batches")
+        else:
+            self.say(f"{where}: {found.proved}")
+        return found.fault is None
 
     def merges(self, role: Role) -> bool:
         """Whether ``role`` answers with fast weights (``merged``), as the recipe and memory say."""
@@ -141,28 +183,31 @@ class RolloutEngine:
 
     async def _run(self, role: Role) -> None:
         """Decode until nothing is left, giving way to coroutines after every step."""
-        waiting: list[asyncio.Future[Completion]] = []
         try:
             await asyncio.sleep(0)  # let every caller of this moment queue its requests
-            if self.fast(role):
-                self.policy.switch(role)
-                await self._continuous(waiting)
-            else:
-                self.policy.switch(role)
-                await self._static(waiting)
+            fast = self.fast(role)
+            self.policy.switch(role)
+            await (self._continuous() if fast else self._static())
         except BaseException as error:  # whatever it was, nobody may wait forever
-            waiting += [future for _, _, future in self._queue]
+            fault = error
+            if isinstance(error, Exception) and not isinstance(error, SparError):
+                reason = " ".join(str(error).split())[:300]
+                fault = EngineError(
+                    f"{role} on {self.policy.device}: generating failed ({type(error).__name__}: "
+                    f"{reason}). spar-lite doctor RECIPE checks model and machine."
+                )
+                fault.__cause__ = error
             self._queue.clear()
-            for future in waiting:
+            for future in list(self._open):
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(fault)
             if not isinstance(error, Exception):
                 raise
         finally:
             self._loop = None
             give_back(self.policy.device)
 
-    async def _continuous(self, waiting: list[asyncio.Future[Completion]]) -> None:
+    async def _continuous(self) -> None:
         if self.merges(self.policy.role or "base"):
             self.policy.speed_up()
         decoder = self._decoder()
@@ -173,7 +218,6 @@ class RolloutEngine:
             for request, ids, future in self._queue:
                 sequence = self._sequence(request, ids)
                 owners[id(sequence)] = (request, future)
-                waiting.append(future)
                 decoder.add(sequence)
             self._queue.clear()
             for sequence in self._step(decoder):
@@ -188,8 +232,8 @@ class RolloutEngine:
         policy = self.policy
         give_back(policy.device)
         budget = cache_budget(policy.device, self.memory_fraction)
-        prefill = 8192 if policy.device.type == "cuda" else 512
-        return Decoder(policy.inner, self.slots, self.eos, prefill, budget, policy.head)
+        prefill = PREFILL_TOKENS[policy.device.type]
+        return Decoder(policy.inner, self.slots, self.eos, prefill, budget)
 
     def _step(self, decoder: Decoder) -> list[TokenSequence]:
         """One step; out of memory, half as many sequences go on, and none is lost."""
@@ -212,7 +256,7 @@ class RolloutEngine:
         self.slots = slots // 2
         self.say(f"out of memory with {slots} sequences at a time: going on with {self.slots}")
 
-    async def _static(self, waiting: list[asyncio.Future[Completion]]) -> None:
+    async def _static(self) -> None:
         """Batches of like settings, sorted by prompt length, through plain ``generate``."""
         while self._queue:
             self._queue.sort(key=lambda item: (repr(item[0].sampling), len(item[1])))
@@ -230,13 +274,12 @@ class RolloutEngine:
                     self.policy, [ids for _, ids, _ in batch], limit, sampling, seed
                 )
             except (RuntimeError, MemoryError) as error:
-                self._queue += batch
                 if not is_out_of_memory(error):
                     raise
+                self._queue += batch
                 self._halve(min(len(batch), self.slots))
                 give_back(self.policy.device)
                 continue
-            waiting += [future for _, _, future in batch]
             for (request, ids, future), reply in zip(batch, replies, strict=True):
                 kept, ended = cut(reply, self.policy.eos, request.max_new_tokens)
                 self._deliver(request, ids, kept, ended, future)
@@ -259,6 +302,8 @@ class RolloutEngine:
         self.usage.prompt_tokens += len(prompt)
         self.usage.completion_tokens += len(reply)
         text = self.policy.decode(reply)
+        if self.policy.chat.opens_thought:  # the reply begins inside it, and must show that
+            text = OPEN + text
         if not future.done():
             future.set_result(Completion(request.id, text, len(prompt), len(reply), finished))
 

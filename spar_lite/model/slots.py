@@ -7,8 +7,9 @@ head of a template are computed once. Slots that decode are kept together at the
 step reads views of the cache and copies nothing. Where the cache's budget is too small for all, the
 youngest sequences go back to the queue with what they have, and are taken up again later.
 
-Knows token ids and one causal transformer with full attention; nothing of chats, roles or adapters.
-Promise: greedy output equals plain ``generate`` (``rollout`` checks it before trusting it).
+Knows token ids and one causal transformer; nothing of chats, roles or adapters. Layers with a
+sliding window get it by their mask: their slots hold the whole past, and read the window's part.
+Promise: logits equal those of plain forward passes (``rollout`` checks it before trusting it).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,9 @@ from torch import Tensor
 from spar_lite.engine import Sampling
 from spar_lite.model.cache import BLOCK, SlotCache, bytes_per_position
 from spar_lite.model.draw import draw
+
+PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Prompt tokens in one forward pass: enough to fill the device, and few enough to fit."""
 
 SHARE_AT_LEAST = 8
 """Waiting a step for a neighbour's prefix pays only from about this many tokens on."""
@@ -92,12 +96,15 @@ class Decoder:
     """Admit sequences, step, hand back the finished ones.
 
     Args:
-        model: a causal LM whose layers all use full attention, in eval mode.
+        model: a causal LM in eval mode; its own ``forward`` makes the logits, so that scales and
+            caps (Granite, Cohere, Gemma 2) are the model's affair.
         slots: sequences decoded at a time, at most.
         eos: token ids that end a reply.
         prefill_tokens: prompt tokens computed in one forward pass, at most.
         budget: bytes that keys and values may take; None for no limit.
-        head: hidden states (batch, hidden) to logits (batch, vocabulary); the model's own if None.
+
+    Raises:
+        ValueError: a layer attends in a way that slots cannot serve; see ``attention_windows``.
     """
 
     def __init__(
@@ -107,10 +114,9 @@ class Decoder:
         eos: Sequence[int],
         prefill_tokens: int,
         budget: int | None = None,
-        head: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model = model
-        self.head = head or model.lm_head
+        self.windows = attention_windows(model.config.get_text_config())
         self.eos = frozenset(eos)
         self.prefill_tokens = prefill_tokens
         self.slots = slots
@@ -262,23 +268,26 @@ class Decoder:
             yield chunk
 
     def _prefill(self, rows: list[int]) -> None:
-        """Compute the missing tokens of new sequences and draw the next one of each."""
+        """Compute the missing tokens of new sequences and draw the next one of each.
+
+        Shorter rows are filled up with their last token at its own place: written twice, it is the
+        same, no other place is touched, and every row's last logits are those of its last token.
+        """
         sequences = [self.active[row] for row in rows]
         fresh = [s.tokens[s.done :] for s in sequences]
         longest = max(map(len, fresh))
-        ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in fresh])
+        ids = torch.tensor([tokens + tokens[-1:] * (longest - len(tokens)) for tokens in fresh])
         starts = torch.tensor([s.done for s in sequences])
-        positions = (starts[:, None] + torch.arange(longest)).clamp(max=self.cache.length - 1)
-        last = torch.tensor([len(tokens) - 1 for tokens in fresh], device=self.device)
-        width = int(positions.max()) + 1
+        ends = torch.tensor([len(s.tokens) - 1 for s in sequences])
+        positions = (starts[:, None] + torch.arange(longest)).minimum(ends[:, None])
+        width = int(ends.max()) + 1
         self.cache.aim(torch.tensor(rows, device=self.device), positions.to(self.device), width)
-        hidden = self._forward(ids, positions, width)
-        picked = hidden[torch.arange(len(rows), device=self.device), last]
+        logits = self._forward(ids, positions, width)
         self.counts.prefill_tokens += sum(map(len, fresh))
         for row, sequence in zip(rows, sequences, strict=True):
             sequence.done = len(sequence.tokens)
             self.held[row] = sequence.prompt
-        self._extend(sequences, self._logits(picked))
+        self._extend(sequences, logits)
 
     def _decode(self) -> None:
         """One token of every running sequence; slots 0 to len(active) are theirs."""
@@ -286,38 +295,45 @@ class Decoder:
         positions = torch.tensor([[s.done] for s in self.active])
         width = int(positions.max()) + 1
         self.cache.aim(slice(0, len(self.active)), positions.to(self.device), width)
-        hidden = self._forward(ids, positions, width)
+        logits = self._forward(ids, positions, width)
         for sequence in self.active:
             sequence.done += 1
         ready = [row for row in range(len(self.active)) if not self._missing(row)]
         if len(ready) == len(self.active):
-            self._extend(self.active, self._logits(hidden[:, -1]))
+            self._extend(self.active, logits)
         elif ready:
-            last = hidden[torch.tensor(ready, device=self.device), -1]
-            self._extend([self.active[row] for row in ready], self._logits(last))
+            some = logits[torch.tensor(ready, device=self.device)]
+            self._extend([self.active[row] for row in ready], some)
 
     def _forward(self, ids: Tensor, positions: Tensor, width: int) -> Tensor:
-        """Run the transformer body; return hidden states (batch, queries, hidden)."""
+        """Run the model; return the logits (batch, vocabulary) of each row's last query."""
         begin = time.perf_counter()
         positions = positions.to(self.device)
-        mask = torch.arange(width, device=self.device) <= positions[:, None, :, None]
-        output = self.model.model(
+        output = self.model(
             input_ids=ids.to(self.device),
-            attention_mask=mask,
+            attention_mask=self._mask(positions, width),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
+            logits_to_keep=1,
         )
-        hidden: Tensor = output.last_hidden_state
-        self.counts.model_seconds += time.perf_counter() - begin
-        return hidden
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (batch, hidden) to logits (batch, vocabulary)."""
-        begin = time.perf_counter()
-        logits = self.head(hidden)
+        logits: Tensor = output.logits[:, -1]
         self.counts.model_seconds += time.perf_counter() - begin
         return logits
+
+    def _mask(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """What each query may attend to (batch, 1, queries, keys), by kind of layer if several."""
+        at, keys = positions[:, None, :, None], torch.arange(width, device=self.device)
+        masks = {}
+        for kind, window in self.windows.items():
+            mask = keys <= at
+            if window is not None:
+                mask &= keys > at - window
+            if self.model.config.get_text_config()._attn_implementation == "eager":  # it adds
+                zero = torch.zeros((), dtype=self.model.dtype, device=self.device)
+                mask = torch.where(mask, zero, torch.finfo(self.model.dtype).min)
+            masks[kind] = mask
+        return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _extend(self, sequences: Sequence[TokenSequence], logits: Tensor) -> None:
         """Draw the next token of each sequence; logits (batch, vocabulary)."""
@@ -340,8 +356,25 @@ class Decoder:
                 mover = self.active[last]
                 self.cache.copy_row(last, row, mover.done)
                 self.active[row] = mover
-                self.held[row] = mover.prompt
+                self.held[row] = mover.prompt[: mover.done]  # it may still be taking its prompt in
             self.active.pop()
+
+
+def attention_windows(config: Any) -> dict[str, int | None]:
+    """The kinds of layers of a model with this config, each with its window; None: the whole past.
+
+    Raises:
+        ValueError: layers that keep another state than keys and values, or choose by chunks.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        kinds = ["full_attention" if window is None else "sliding_attention"]
+    known = {"full_attention": None, "sliding_attention": window}
+    for kind in kinds:
+        if kind not in known:
+            raise ValueError(f"layers of the kind {kind} do not fit its cache")
+    return {kind: known[kind] for kind in sorted(set(kinds))}
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -15,7 +15,10 @@ from spar_lite.store import StageFile, json_text, read_lines, write_text
 
 Summary = dict[str, Any]
 
-MODEL = ("seed", "model.id", "model.quantization", "model.lora", "model.trust_remote_code")
+MODEL = (
+    "seed", "model.id", "model.quantization", "model.lora", "model.trust_remote_code",
+    "model.chat_template",
+)  # fmt: skip
 """Recipe keys that decide what the model answers; device and threads may change on the way."""
 
 TASKS = (*MODEL, "prompts.kinds", "prompts.per_prompt")

@@ -121,7 +121,14 @@ def _responses(run: Run, number: int) -> Summary:
     ]
     file = file_of(run, folder, "responses", Response)
     responses = run.collect(f"{folder}/responses", file, items, "answers")
-    return {"answers": len(responses), "cut_off": sum(not r.finished for r in responses)}
+    blank = sum(not r.text.strip() for r in responses)
+    if blank > len(responses) / 2:
+        run.screen.say(
+            f"{blank} of {len(responses)} answers are blank. Does the model think, and is cut off? "
+            "Raise sample.max_new_tokens, or set model.chat_template.enable_thinking=false"
+        )
+    cut_off = sum(not r.finished for r in responses)
+    return {"answers": len(responses), "cut_off": cut_off, "blank": blank}
 
 
 def _judgements(run: Run, number: int) -> Summary:

@@ -5,7 +5,6 @@ Or, with ``bootstrap.start_from``, one: another run's adapters are copied and st
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -137,12 +136,13 @@ def _start_from(run: Run) -> Summary:
 
 
 def _same_scale(recipe: Recipe, folder: Path) -> None:
-    """Shapes are checked at loading; a wrong scale would fit and be silently another adapter."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    lora = recipe.model.lora
-    for key, wanted in (("r", lora.r), ("lora_alpha", lora.alpha)):
-        if config.get(key) != wanted:
+    """Say before it is copied that an adapter does not fit the recipe, rather than at loading."""
+    from spar_lite.model.adapters import read_adapter
+
+    found, lora = read_adapter(folder), recipe.model.lora
+    for key, wanted in (("r", lora.r), ("alpha", lora.alpha)):
+        if found[key] != wanted:
             raise StoreError(
-                f"bootstrap.start_from: {folder} has {key} {config.get(key)}, the recipe "
-                f"{wanted}. Set model.lora as it was there."
+                f"bootstrap.start_from: {folder} has {key} {found[key]}, the recipe {wanted}. Set "
+                "model.lora as it was there."
             )

@@ -1,0 +1,66 @@
+"""Adapter folders as PEFT writes them: what of an ``adapter_config.json`` we can be true to.
+
+We make plain LoRA: one rank and one scale for all layers. Other settings would load without a word
+and answer as another adapter, so every setting that differs from PEFT's default and is not known to
+be harmless is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from spar_lite.errors import ModelError
+
+OURS = ("r", "lora_alpha", "target_modules")
+HARMLESS = (
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+)  # fmt: skip
+"""Settings that change nothing at inference (``qalora_group_size`` without ``use_qalora``)."""
+
+STARTS = (True, False, None, "gaussian", "orthogonal")
+"""``init_lora_weights`` that leave the base as it is; PiSSA, OLoRA and others change it."""
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The settings of the adapter in ``folder``: ``r``, ``alpha``, ``target`` and ``base``.
+
+    Raises:
+        ModelError: there is none, it cannot be read, or it is no plain LoRA.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, target = config["peft_type"], config["target_modules"]
+        found = {"r": config["r"], "alpha": config["lora_alpha"], "target": target}
+        found["base"] = config["base_model_name_or_path"]
+    except FileNotFoundError:
+        raise ModelError(f"{folder} holds no adapter_config.json.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error!r}).") from None
+    unlike = {} if kind == "LORA" else {"peft_type": kind}
+    if not target:
+        unlike["target_modules"] = target
+    default = LoraConfig().to_dict()
+    for key, value in config.items():
+        if key == "init_lora_weights":
+            plain = value in STARTS
+        elif key in (*OURS, *HARMLESS, "peft_type"):
+            plain = True
+        else:
+            plain = not value or value == default.get(key)
+        if not plain:
+            unlike[key] = value
+    if unlike:
+        named = ", ".join(f"{key}: {json.dumps(value)[:60]}" for key, value in unlike.items())
+        raise ModelError(
+            f"{folder}: wanted a plain LoRA adapter, found {named}. Merge it into its base with "
+            "PEFT (merge_and_unload, save_pretrained) and take that folder as the model."
+        )
+    if not isinstance(target, str):
+        found["target"] = sorted(target)
+    return found

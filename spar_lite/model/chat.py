@@ -1,0 +1,101 @@
+"""A tokenizer's chat template: chats to token ids, and what the template does with thoughts.
+
+Templates are programs that come with a model: they may refuse a chat, want options, or open a
+``<think>`` block that the reply has to close. All of that is found out here, once, at loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from spar_lite.errors import ModelError
+from spar_lite.records import Message
+
+ASK, REPLY = "Name a colour.", "The sky is blue."
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class ChatTemplate:
+    """The template of one tokenizer with a recipe's options.
+
+    Args:
+        tokenizer: one with a chat template.
+        options: ``model.chat_template``, handed to the template (``enable_thinking``, a date, …).
+        name: the model's, for messages.
+
+    Raises:
+        ModelError: there is no template, there are several and none is the default, or it cannot
+            render a plain chat.
+    """
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any], name: str) -> None:
+        self.tokenizer = tokenizer
+        self.options = dict(options)
+        self.name = name
+        named = tokenizer.chat_template
+        if not named:
+            raise ModelError(
+                f"{name} has no chat template, so it is probably not an instruct model. "
+                "Choose an instruct model, or put a chat_template.jinja beside its tokenizer."
+            )
+        if isinstance(named, dict) and "default" not in named:
+            raise ModelError(
+                f"{name} has the chat templates {', '.join(sorted(named))} and no default. Put the "
+                "one to use into a chat_template.jinja beside its tokenizer."
+            )
+        question, answer = Message("user", ASK), Message("assistant", REPLY)
+        prompt = self._render((question,), True, tokenize=False)
+        whole = self._render((question, answer), False, tokenize=False)
+        self.opens_thought = _inside_thought(prompt.rpartition(ASK)[2])
+        rest = whole.removeprefix(prompt).partition(REPLY)[0]
+        self._adds_thought = whole.startswith(prompt) and OPEN in rest
+
+    def encode(self, messages: Sequence[Message], reply: bool = True) -> list[int]:
+        """A chat as token ids; ``reply`` opens the assistant's turn.
+
+        Raises:
+            ModelError: the template refuses the chat (a system turn, turns out of order).
+        """
+        return list(self._render(messages, reply, tokenize=True))
+
+    @property
+    def thoughts_when_training(self) -> str | None:
+        """Why replies cannot be trained as they are sampled, or None if they can.
+
+        What is sampled with a thought must not be trained without one, nor as part of one.
+        """
+        if self.opens_thought:
+            found = f"opens a {OPEN} block, so answers would be trained as thoughts"
+        elif self._adds_thought:
+            found = f"puts an empty {OPEN} block before what is trained, and none before sampling"
+        else:
+            return None
+        return (
+            f"the chat template of {self.name} {found}. If it knows that option: "
+            "-o model.chat_template.enable_thinking=false; else choose a model that does not think."
+        )
+
+    def _render(self, messages: Sequence[Message], reply: bool, tokenize: bool) -> Any:
+        chat = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                chat,
+                add_generation_prompt=reply,
+                return_dict=False,
+                tokenize=tokenize,
+                **self.options,
+            )
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            turns = ", ".join(m.role for m in messages)
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"the chat template of {self.name} does not take a chat of {turns}: {reason}. "
+                "Change the data or model.chat_template, or choose another model."
+            ) from None
+
+
+def _inside_thought(text: str) -> bool:
+    return text.rfind(OPEN) > text.rfind(CLOSE)

