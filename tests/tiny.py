@@ -1,15 +1,21 @@
-"""A tiny random Llama with a real tokenizer, built in code: no network, no data.
+"""Tiny random models with a real tokenizer, built in code: no network, no data.
 
 Knows transformers; the tokenizer is the benchmark's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from spar_lite.bench.shapes import CHATML, byte_tokenizer
 
@@ -19,26 +25,36 @@ def make_tiny_model(folder: Path, seed: int = 0, chat_template: str | None = CHA
 
     The vocabulary is the 256 bytes and three special tokens, so any text can be encoded.
     """
+    return write_model(folder, LlamaConfig, seed, chat_template, tie_word_embeddings=True)
+
+
+def write_model(
+    folder: Path,
+    config: Callable[..., Any],
+    seed: int = 0,
+    chat_template: str | None = CHATML,
+    **more: Any,
+) -> Path:
+    """Write a two-layer random model of any architecture, and its tokenizer; return the folder."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_template
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
         # Wide enough that greedy tokens are seldom near ties.
-        initializer_range=0.15,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        "initializer_range": 0.15,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config(**{**sizes, **more}), dtype=torch.float32)
     torch.random.set_rng_state(state)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

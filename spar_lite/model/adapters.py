@@ -17,10 +17,11 @@ from spar_lite.errors import ModelError
 
 OURS = ("r", "lora_alpha", "target_modules")
 HARMLESS = (
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "lora_dropout",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 )  # fmt: skip
-"""Settings that change nothing at inference (``qalora_group_size`` without ``use_qalora``)."""
+"""Settings that change nothing at inference: PEFT finds ``fan_in_fan_out`` out by itself, and
+``qalora_group_size`` means something with ``use_qalora`` alone."""
 
 STARTS = (True, False, None, "gaussian", "orthogonal")
 """``init_lora_weights`` that leave the base as it is; PiSSA, OLoRA and others change it."""

@@ -87,6 +87,7 @@ class Policy:
         with warnings.catch_warnings():
             # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            warnings.filterwarnings("ignore", message=".*Setting fan_in_fan_out")  # GPT-2's
             model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
             model.add_adapter(ADAPTERS["refiner"], config)
         policy = cls(model, tokenizer, chat, quantized)

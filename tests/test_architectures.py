@@ -1,0 +1,228 @@
+"""Every architecture that we claim, as a tiny random model: load, generate, judge, train, restore.
+
+The fast path must give the model's own logits, or be refused by name and served by plain
+``generate``. ``python -m pytest tests/test_architectures.py -rP -k refused`` prints what was found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from spar_lite.engine import Completion, Request, Sampling
+from spar_lite.errors import EngineError
+from spar_lite.judge import judge_answer
+from spar_lite.model import Policy, RolloutEngine, self_check
+from spar_lite.recipe import Dpo, EngineSettings, Judge, Lora, Model
+from spar_lite.records import Message, PreferencePair, Prompt
+from spar_lite.train import train_actor
+from tests.tiny import write_model
+
+
+@dataclass(frozen=True)
+class Case:
+    """One architecture; ``fast``: slots serve it."""
+
+    config: str
+    more: dict[str, Any] = field(default_factory=dict)
+    fast: bool = True
+
+
+WINDOW = 24  # tokens: shorter than the prompts below
+CASES = {
+    "Llama": Case("LlamaConfig"),
+    "Qwen2 (biases)": Case("Qwen2Config"),
+    "Qwen2, windows in the upper layers": Case(
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "Qwen3": Case("Qwen3Config", {"head_dim": 16}),
+    "Mistral": Case("MistralConfig", {"sliding_window": None}),
+    "Mistral, window": Case("MistralConfig", {"sliding_window": WINDOW}),
+    "Gemma 2": Case(
+        "Gemma2Config",
+        # Caps that a tiny model's logits and scores reach, too.
+        {"head_dim": 16, "sliding_window": WINDOW, "final_logit_softcapping": 2.0}
+        | {"attn_logit_softcapping": 1.0},
+    ),
+    "Gemma 3": Case(
+        "Gemma3TextConfig",
+        {"head_dim": 16, "sliding_window": WINDOW, "num_hidden_layers": 3}
+        | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    "Phi-3": Case("Phi3Config", {"sliding_window": WINDOW}),
+    "Granite": Case(
+        "GraniteConfig",
+        {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "attention_multiplier": 0.0625}
+        | {"residual_multiplier": 0.22},
+    ),
+    "Cohere": Case("CohereConfig", {"logit_scale": 0.0625}),
+    "Cohere 2": Case("Cohere2Config", {"logit_scale": 0.0625, "sliding_window": WINDOW}),
+    "SmolLM3": Case("SmolLM3Config", {"no_rope_layer_interval": 2}),
+    "OLMo 2": Case("Olmo2Config"),
+    "GPT-NeoX": Case("GPTNeoXConfig"),
+    "GPT-2": Case("GPT2Config", {"n_positions": 1024, "n_inner": 128}),
+    "Qwen3.5 (linear attention)": Case(
+        "Qwen3_5TextConfig",
+        {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16}
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+        | {"linear_value_head_dim": 16},
+        fast=False,
+    ),
+}
+
+
+def load(folder: Path, name: str, quantization: str = "none") -> Policy:
+    case = CASES[name]
+    if not (folder / "config.json").exists():
+        write_model(folder, getattr(transformers, case.config), **case.more)
+    settings = Model(
+        id=str(folder),
+        device="cpu",
+        threads=1,
+        quantization=quantization,  # type: ignore[arg-type]
+        lora=Lora(r=4, alpha=8),
+    )
+    policy = Policy.load(settings, 0)
+    generator = torch.Generator().manual_seed(7)
+    for role in ("actor", "refiner"):
+        for tensor in policy.weights(role).values():  # type: ignore[arg-type]
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    policy.switch("actor")
+    return policy
+
+
+TEXTS = ["Name a colour.", "Name a bird that sings. " * 3, "Say it again, please. " * 6, "Hello!"]
+
+
+def ask(policy: Policy, path: str, sampling: Sampling, texts: Sequence[str] = TEXTS) -> list[str]:
+    """The replies' texts; both paths draw greedily alike."""
+    engine = RolloutEngine(policy, EngineSettings(path=path, batch=4), 3)  # type: ignore[arg-type]
+    requests = [
+        Request(f"r{n}", (Message("user", text),), 12, sampling) for n, text in enumerate(texts)
+    ]
+    done: list[Completion] = asyncio.run(engine.generate("actor", requests))
+    return [c.text for c in done]
+
+
+PAIRS = [
+    PreferencePair(f"p{n}", f"p{n}", (Message("user", f"Say {n}"),), f"yes {n}", f"NO {n}")
+    for n in range(4)
+]
+DPO = Dpo(lr=1e-2, batch_size=2, micro_batch=2, max_length=256, gradient_checkpointing=False)
+
+
+def through(folder: Path, name: str, quantization: str = "none") -> dict[str, Any]:
+    """One architecture through everything; what was found, for the table."""
+    policy = load(folder / "model", name, quantization)
+    prompts = [policy.encode((Message("user", text),)) for text in TEXTS]
+    checks = [self_check(policy, 4, merged, prompts, 60) for merged in (False, True)]
+    said: list[str] = []
+    engine = RolloutEngine(policy, EngineSettings(batch=4), 3, said.append)
+    request = Request("a", (Message("user", TEXTS[1]),), 8, Sampling(0.8, 0.9))
+    asyncio.run(engine.generate("actor", [request]))
+    judged = asyncio.run(
+        judge_answer(engine, Prompt("p", "Say hi."), "Hi.", "p/0", Judge(votes=3, max_new_tokens=8))
+    )
+    report = train_actor(policy, PAIRS, DPO, 0)
+    policy.save("actor", folder / "actor")
+    again = load(folder / "model", name, quantization)
+    again.restore("actor", folder / "actor")
+    ids = torch.tensor([prompts[1]])
+    with torch.no_grad():
+        ours = policy.inner(input_ids=ids).logits
+        theirs = again.inner(input_ids=ids).logits
+    return {
+        "checks": checks,
+        "said": said,
+        "votes": len(judged.votes),
+        "term": report.metrics["dpo_term_step0"],
+        "moved": report.metrics["rewards/margins_last"],
+        "restored": torch.equal(ours, theirs),
+        "greedy": None if checks[0].fault else ask(policy, "continuous", Sampling()),
+        "plain": ask(policy, "static", Sampling()),
+    }
+
+
+def row(name: str, quantization: str, found: dict[str, Any]) -> str:
+    """A line for the table: path, logits' distance (separate, merged), ln 2, restored."""
+    gaps = [
+        c.proved.partition("within ")[2].split()[0] if c.proved else "-" for c in found["checks"]
+    ]
+    path = f"plain: {fault}" if (fault := found["checks"][0].fault) else "fast"
+    same = "yes" if found["restored"] else "NO"
+    what = name if quantization == "none" else f"{name}, NF4"
+    return f"| {what} | {path} | {gaps[0]} | {gaps[1]} | {found['term']:.6f} | {same} |\n"
+
+
+IN_4_BIT = ("Llama", "Qwen2 (biases)", "Gemma 2", "Phi-3")
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [*((name, "none") for name in CASES), *((name, "nf4") for name in IN_4_BIT)],
+)
+def test_an_architecture_works_or_is_refused_by_name(
+    tmp_path: Path, name: str, quantization: str
+) -> None:
+    found = through(tmp_path, name, quantization)
+    sys.stdout.write(row(name, quantization, found))
+    if CASES[name].fast:
+        assert [check.fault for check in found["checks"]] == [None, None]
+        assert found["greedy"] == found["plain"]
+    else:
+        assert "linear_attention" in (found["checks"][0].fault or "")
+        assert "using plain generate in static batches" in found["said"][-1]
+    assert found["votes"] >= 2
+    assert found["term"] == pytest.approx(math.log(2), abs=1e-6)
+    assert found["moved"] > 0
+    assert found["restored"]
+
+
+@pytest.mark.parametrize("name", ["Mistral, window", "Gemma 2", "Granite", "Cohere"])
+def test_the_check_sees_a_window_scale_or_cap_that_is_left_out(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fast path did until it asked the model itself: full attention and a bare head."""
+    from spar_lite.model.slots import Decoder
+
+    policy = load(tmp_path, name)
+    prompts = [policy.encode((Message("user", text),)) for text in TEXTS]
+    whole: Callable[..., Any] = Decoder._forward
+
+    def bare(self: Decoder, *rest: Any) -> torch.Tensor:
+        config = policy.inner.config
+        if name == "Mistral, window":
+            self.windows = {"sliding_attention": None}
+        logits: torch.Tensor = whole(self, *rest)
+        if name == "Gemma 2":
+            logits = torch.atanh(logits / config.final_logit_softcapping)
+        if name == "Granite":
+            logits = logits * config.logits_scaling
+        return logits / config.logit_scale if name == "Cohere" else logits
+
+    monkeypatch.setattr(Decoder, "_forward", bare)
+    assert "differs from plain forward passes" in (
+        self_check(policy, 4, False, prompts).fault or ""
+    )
+
+
+def test_a_prompt_beyond_the_positions_is_one_line_and_a_reply_ends_where_they_do(
+    tmp_path: Path,
+) -> None:
+    policy = load(tmp_path, "GPT-2")
+    for path in ("static", "continuous"):
+        with pytest.raises(
+            EngineError, match=r"its prompt has 1\d+ tokens, and the model reads 1024"
+        ):
+            ask(policy, path, Sampling(), ["word " * 220])
+        assert ask(policy, path, Sampling(), ["x" * 980])  # 15 to go, with the template's own
