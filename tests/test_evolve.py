@@ -186,3 +186,39 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         open_remote(settings("openai"))
     with pytest.raises(EngineError, match=r"evolve\.url wants http"):
         open_remote(settings("openai", model="m", url="file:///x"))
+
+
+@pytest.mark.parametrize("stray", ["\n", "\r", " ", "\r\n"])
+def test_white_space_around_a_key_is_dropped(
+    url: str, stray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"sk-THIS-IS-SECRET{stray}")
+    Handler.script = [(200, FINE)]
+    engine = open_remote(settings("openai", model="m", url=url))
+    asyncio.run(evolve(engine, PLAIN, settings("openai"), 0))
+    assert Handler.seen[0]["key"] == "Bearer sk-THIS-IS-SECRET"
+
+
+def test_no_output_holds_a_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in errors, not in what a server says back, not in a repr, not of the address."""
+    said = []
+    for key in ("sk-SECRET\u2013dash", "sk-SECRET\nX: y", "sk-SECRET\x7f"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(EngineError, match="OPENAI_API_KEY holds characters") as error:
+            open_remote(settings("openai", model="m"))
+        said.append(str(error.value))
+    for answer in ((401, {"error": "Incorrect API key: sk-SECRET"}), (200, {"sk-SECRET": 1})):
+        Handler.script = [answer]
+        with pytest.raises(EngineError) as error:
+            ask(url, "sk-SECRET")
+        said.append(str(error.value))
+    address = "http://me:sk-SECRET@127.0.0.1:9/v1?token=sk-SECRET"
+    engine = RemoteEngine(address, "m", "sk-SECRET", 2, pause=0.0)
+    with pytest.raises(EngineError) as error:
+        asyncio.run(evolve(engine, PLAIN, settings("openai"), 0))
+    said += [str(error.value), repr(engine)]
+    # A key that came in past ``open_remote``, and that the HTTP library quotes when it refuses it.
+    with pytest.raises(EngineError) as error:
+        ask(url, "sk-SECRET\n")
+    said.append(str(error.value))
+    assert not [line for line in said if "SECRET" in line]

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from spar_lite.constraints import NoCommas, critique
-from spar_lite.engine import Request, Sampling
-from spar_lite.judge import contradicts, judge_answer, majority
+from spar_lite.engine import Completion, Request, Sampling
+from spar_lite.judge import contradicts, judge_answer, majority, read_vote
 from spar_lite.prompts import judge_messages
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Judgement, Prompt, Role, Vote
@@ -282,3 +282,38 @@ def test_contradicts_takes_linear_time(text: str):
     begin = time.process_time()
     contradicts(text, (True,))
     assert time.process_time() - begin < 1
+
+
+THOUGHTS = (
+    'I look at the rules and then end with "Final Judgement: Yes" if all are met, otherwise end '
+    'with "Final Judgement: No". The first rule',
+    'The reply must end with "Final Judgement: Yes" if all are met. Requirement one: it is',
+    "It ends with 'Final Judgement: No' if one is missed, so I go through them. The",
+    "I should END with \u201cFinal Judgment: Yes\u201d",
+)
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize("opened", ["", "<think>"])
+def test_a_thought_that_repeats_the_task_is_no_vote(thought: str, opened: str) -> None:
+    assert read_vote(opened + thought).verdict is None
+
+
+def test_a_thought_that_was_cut_off_is_no_answer_and_gets_no_vote() -> None:
+    """The engine shows a thought that the template opened: what is left of it is a blank."""
+    from spar_lite.recipe import Decoding
+    from spar_lite.sample import sample_answer
+
+    thought = "<think>\nA colour. Blue is one"
+    engine = ScriptedEngine(lambda role, r: Completion(r.id, thought, 5, 40, False))
+    prompt = Prompt("p", "Name a colour.")
+    response = asyncio.run(sample_answer(engine, prompt, "p/0", Decoding()))
+    assert (response.text, response.finished) == ("", False)
+    judged = asyncio.run(judge_answer(engine, prompt, response.text, "p/0", Judge(votes=3)))
+    assert (judged.votes, judged.verdict, judged.value) == ((), None, None)
+    assert len(engine.calls) == 1, "nobody was asked about it"
+    for mode in ("code", "hybrid"):  # to a program it would be a failed answer, and a pair's loser
+        rule = {"kind": "no_commas"}
+        checked = Prompt("p", "Name a colour.", (rule,), True)
+        settings = Judge(votes=3, mode=mode)  # type: ignore[arg-type]
+        assert asyncio.run(judge_answer(engine, checked, "", "p/0", settings)).verdict is None

@@ -328,3 +328,88 @@ def test_ln2_by_hand() -> None:
     # -log sigmoid(1) = log(1 + 1/e) = log 1.367879 = 0.313262
     assert train._dpo_term({"rewards/margins": 1.0}) == pytest.approx(0.313262, abs=1e-6)
     assert math.log(2) == pytest.approx(LN2, abs=1e-6)
+
+
+# --- What is not finite ---------------------------------------------------------------------------
+
+
+def poison_base(policy: Policy) -> None:
+    """One weight, as a load that was not checked would have it."""
+    with torch.no_grad():
+        policy.inner.model.layers[1].mlp.down_proj.base_layer.weight[0, 0] = torch.nan
+
+
+@pytest.mark.parametrize("how", ["dpo", "sft"])
+@pytest.mark.parametrize("fault", ["base", "diverges"])
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_adapter(
+    tiny_policy: Factory, how: str, fault: str
+) -> None:
+    policy = tiny_policy()
+    train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
+    good, seen = policy.fingerprint("actor"), []
+    if fault == "base":
+        poison_base(policy)
+    changes = {"lr": 1e30, "epochs": 5, "schedule": "constant", "warmup_ratio": 0.0}
+    if fault == "base":
+        changes = {}
+    message = (
+        r"(loss|grad_norm|rewards/\w+|logps/\w+) is (nan|inf) at step \d+ of \d+, peak lr .*"
+        r"The adapter is as it was before\. Look at the learning rate first"
+    )
+    with pytest.raises(TrainingError, match=message):
+        if how == "dpo":
+            settings = DPO.model_copy(update=changes)
+            train_actor(policy, PAIRS, settings, 0, lambda step, *_: seen.append(step))
+        else:
+            sft = SFT.model_copy(update=changes)
+            train_on_examples(policy, "actor", EXAMPLES, sft, 0, lambda step, *_: seen.append(step))
+    assert policy.fingerprint("actor") == good
+    assert len(seen) < 10, "it stopped at the first such step"
+    if fault != "base":
+        assert_ready(policy)
+
+
+def test_an_adapter_that_is_not_finite_is_no_result(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update comes after the last loss."""
+    policy = tiny_policy()
+    good = policy.fingerprint("actor")
+    whole = train._Run.train
+
+    def spoil(run: train._Run, *rest: object) -> None:
+        whole(run, *rest)  # type: ignore[arg-type]
+        next(iter(run.policy.weights("actor").values()))[0, 0] = torch.inf
+
+    monkeypatch.setattr(train._Run, "train", spoil)
+    with pytest.raises(TrainingError, match=r"lora_A\.weight of its adapter is NaN or infinite"):
+        train_actor(policy, PAIRS, DPO, 0)
+    assert policy.fingerprint("actor") == good
+
+
+def test_a_training_that_is_stopped_leaves_the_adapter_as_it_was(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    good = policy.fingerprint("actor")
+
+    def stop(step: int, *_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on_examples(policy, "actor", EXAMPLES, SFT, 0, stop)
+    assert policy.fingerprint("actor") == good
+    assert_ready(policy)
+
+
+def test_step_0_is_measured_a_token() -> None:
+    """A long reply's rounding adds up like a random walk; a wrong reference adds up in line."""
+    nats, beta = 0.02, 0.1  # a token, in bfloat16
+    for length in (20, 200, 2000):
+        rounding = beta * nats * math.sqrt(length)
+        limit = train.step0_limit(torch.bfloat16, beta, length)
+        logs = {"rewards/chosen": rounding, "rewards/rejected": -rounding, "rewards/margins": 0.0}
+        train._check_step0(logs, limit)
+        with pytest.raises(TrainingError, match="ln 2"):
+            train._check_step0({**logs, "rewards/chosen": beta * 0.5 * length}, limit)
+        with pytest.raises(TrainingError, match="ln 2"):
+            train._check_step0({**logs, "rewards/rejected": math.nan}, limit)
+    assert train.step0_limit(torch.float32, 0.1, 100) == pytest.approx(2e-4)

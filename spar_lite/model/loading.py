@@ -77,6 +77,7 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
                 use_safetensors=True,
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named and refused below
             )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         raise _cannot_load(settings, "model", error) from None

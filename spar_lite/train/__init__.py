@@ -88,8 +88,7 @@ def train_actor(
             loss_weights=[1.0, settings.nll_weight] if weighted else [1.0],
         )
         length = max(max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in kept)
-        limit = STEP0_TOLERANCE.get(policy.inner.dtype, STEP0_TOLERANCE[torch.bfloat16])
-        limit *= settings.beta * math.sqrt(length)
+        limit = step0_limit(policy.inner.dtype, settings.beta, length)
         record = _Record(on_step, settings.lr, check=lambda logs: _check_step0(logs, limit))
         run.train(SparDpo, config, kept, record)
     first = record.logs[0]
@@ -330,6 +329,12 @@ def _dpo_term(logs: dict[str, float]) -> float:
     TRL logs only the sum of both loss terms, so the DPO term is found from the margin.
     """
     return math.log1p(math.exp(-logs["rewards/margins"]))
+
+
+def step0_limit(dtype: torch.dtype, beta: float, length: int) -> float:
+    """How far from 0 a reward over ``length`` tokens may be at step 0; see ``STEP0_TOLERANCE``."""
+    per_token = STEP0_TOLERANCE.get(dtype, STEP0_TOLERANCE[torch.bfloat16])
+    return per_token * beta * math.sqrt(length)
 
 
 def _check_step0(logs: dict[str, float], limit: float) -> None:
