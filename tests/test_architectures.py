@@ -81,13 +81,13 @@ CASES = {
 }
 
 
-def load(folder: Path, name: str, quantization: str = "none") -> Policy:
+def load(folder: Path, name: str, quantization: str = "none", device: str = "cpu") -> Policy:
     case = CASES[name]
     if not (folder / "config.json").exists():
         write_model(folder, getattr(transformers, case.config), **case.more)
     settings = Model(
         id=str(folder),
-        device="cpu",
+        device=device,  # type: ignore[arg-type]
         threads=1,
         quantization=quantization,  # type: ignore[arg-type]
         lora=Lora(r=4, alpha=8),
