@@ -87,7 +87,6 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
             f"{settings.id}: {bad} holds NaN or infinity: the file is damaged, or overflowed when "
             "it was saved. Fetch it anew, or choose another model."
         )
-    keep_4bit_layout(model)
     # Decoding is the recipe's affair: what a model ships (Qwen a repetition penalty) would leak
     # into plain ``generate`` and make it differ from the fast path. The special tokens stay.
     shipped = model.generation_config

@@ -88,7 +88,7 @@ def refuse_repacked(layer: Any) -> None:
     """Raise ModelError if bitsandbytes has put a layer's 4-bit weights into its CPU layout.
 
     Those are rounded to bf16 and mean something else to everyone but bitsandbytes' own kernel; what
-    is loaded by ``loading`` never gets there.
+    becomes a ``Policy`` never gets there.
     """
     if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
         raise ModelError(

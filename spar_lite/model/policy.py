@@ -27,7 +27,7 @@ from torch import Tensor
 from spar_lite.errors import ModelError
 from spar_lite.model.adapters import read_adapter
 from spar_lite.model.chat import ChatTemplate
-from spar_lite.model.loading import load_base, load_tokenizer
+from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer
 from spar_lite.model.machine import best_threads, give_back, pick_device
 from spar_lite.model.merged import FastWeights, refuse_repacked
 from spar_lite.model.source import locate, reach_hub
@@ -83,6 +83,7 @@ class Policy:
         words = base.get_input_embeddings().num_embeddings
         if tokenizer.pad_token_id >= words:  # some tokenizers name one that the model never had
             tokenizer.pad_token = tokenizer.eos_token
+        keep_4bit_layout(base)
         config = _lora_config(settings)
         with warnings.catch_warnings():
             # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.

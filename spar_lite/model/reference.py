@@ -160,7 +160,7 @@ def self_check(
     lengths = [len(p) + CHECK_STEPS for asked in rounds for p in asked]
     proved = (
         f"fast path checked, {slots} at a time, {min(lengths)} to {max(lengths)} tokens long: "
-        f"logits within {worst:.1g} of plain forward passes'"
+        f"logits within {100 * worst:.1g} % of plain forward passes'"
     )
     return Check(None, proved)
 
