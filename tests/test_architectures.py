@@ -156,7 +156,8 @@ def through(folder: Path, name: str, quantization: str = "none") -> dict[str, An
 def row(name: str, quantization: str, found: dict[str, Any]) -> str:
     """A line for the table: path, logits' distance (separate, merged), ln 2, restored."""
     gaps = [
-        c.proved.partition("within ")[2].partition(" of")[0] if c.proved else "-" for c in found["checks"]
+        c.proved.partition("spread, ")[2].removesuffix(" at most") if c.proved else "-"
+        for c in found["checks"]
     ]
     path = f"plain: {fault}" if (fault := found["checks"][0].fault) else "fast"
     same = "yes" if found["restored"] else "NO"

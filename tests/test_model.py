@@ -602,8 +602,8 @@ def test_auto_falls_back_and_says_so(full: Policy, monkeypatch: pytest.MonkeyPat
     assert asyncio.run(engine.generate("actor", requests)) == wanted
     (proved,) = said
     assert re.fullmatch(
-        r"actor on cpu: fast path checked, 3 at a time, \d+ to \d+ tokens long: logits within "
-        r"(0\.\d+|\de-\d+) % of plain forward passes'",
+        r"actor on cpu: fast path checked, 3 at a time, \d+ to \d+ tokens long: logits are those "
+        r"of plain forward passes within [\de.-]+ % of their spread, [\de.-]+ % at most",
         proved,
     )
     said.clear()

@@ -59,8 +59,8 @@ def refuse_not_finite(logits: Tensor) -> None:
     if bad:
         raise EngineError(
             f"the model's logits are NaN or infinite for {bad} of {len(logits)} sequences. Is it "
-            "the adapter (the loss of its last training), the weights, or the dtype (float16 "
-            "overflows)? spar-lite doctor RECIPE tells base and adapters apart."
+            "the adapter (look at the loss of its last training), the model, or its dtype (float16 "
+            "overflows)? spar-lite doctor RECIPE checks the model with fresh adapters."
         )
 
 

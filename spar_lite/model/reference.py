@@ -28,10 +28,14 @@ CHECK_STEPS = 3
 CHECK_TOKENS = {"cpu": 512, "cuda": 4096}
 """Prompt tokens that one check computes, and the length of its longest sequence, at most."""
 
-TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.25, torch.float16: 0.1}
-"""Largest distance between logits that counts as rounding: the root mean square of the difference,
-as a share of the logits' standard deviation. Llama-3-8B's shape in NF4 with random weights: at most
-0.06 on an H100, 0.10 merged, 0.08 in batches of four (LOG.md); a wrong mask or scale: near 1."""
+TOLERANCE = {
+    torch.float32: (0.005, 0.01),
+    torch.bfloat16: (0.15, 0.4),
+    torch.float16: (0.05, 0.15),
+}
+"""Distances between logits that count as rounding, (the median, the largest): the root mean square
+of the difference, as a share of the logits' standard deviation. SmolLM2-135M in bf16: median 0.03
+to 0.04, largest 0.1 to 0.2; a mask, scale or cap left out: 0.4 to 15 everywhere (LOG.md)."""
 
 
 def plain_generate(
@@ -121,6 +125,8 @@ def self_check(
     """
     most = CHECK_TOKENS[policy.device.type]
     known = [*prompts] or [policy.encode((Message("user", text),)) for text in CHECK_CHATS]
+    if policy.positions is not None:
+        known = [prompt[: policy.positions - CHECK_STEPS] for prompt in known]
     known.sort(key=len)
     try:
         windows = attention_windows(policy.inner.config.get_text_config())
@@ -135,20 +141,13 @@ def self_check(
         tokens = known[-1] * (1 + longest // len(known[-1]))
         rounds.append([tokens[: longest - CHECK_STEPS]])
     policy.slow_down()
-    worst = 0.0
+    gaps: list[Tensor] = []
     try:
         asked_for = {tuple(p) for asked in rounds for p in asked}
         forced = {prompt: _reference(policy, list(prompt)) for prompt in asked_for}
         if merged:
             policy.speed_up()
-        for asked in rounds:
-            gap = _widest_gap(policy, asked, forced, budget)
-            if not gap <= TOLERANCE.get(policy.inner.dtype, 0.01):  # NaN is no small gap
-                return Check(
-                    "the fast path differs from plain forward passes: logits are off by "
-                    f"{gap:.1%} of their spread"
-                )
-            worst = max(worst, gap)
+        gaps += (_gaps(policy, asked, forced, budget) for asked in rounds)
     except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
         if is_out_of_memory(error) and slots > 1:
             policy.slow_down()
@@ -157,12 +156,24 @@ def self_check(
         return Check(f"the fast path does not run ({type(error).__name__}: {str(error)[:120]})")
     finally:
         policy.slow_down()
+    # Of the worse round: a fault of long sequences alone may be one in many.
+    typical, largest = (max(found) for found in zip(*map(_summary, gaps), strict=True))
+    shares = f"{100 * typical:.2g} % of their spread, {100 * largest:.2g} % at most"
+    limits = TOLERANCE.get(policy.inner.dtype, TOLERANCE[torch.float32])
+    if not (typical <= limits[0] and largest <= limits[1]):
+        return Check(f"the fast path differs from plain forward passes: logits are off by {shares}")
     lengths = [len(p) + CHECK_STEPS for asked in rounds for p in asked]
-    proved = (
+    return Check(
+        None,
         f"fast path checked, {slots} at a time, {min(lengths)} to {max(lengths)} tokens long: "
-        f"logits within {100 * worst:.1g} % of plain forward passes'"
+        f"logits are those of plain forward passes within {shares}",
     )
-    return Check(None, proved)
+
+
+def _summary(gaps: Tensor) -> tuple[float, float]:
+    """Median and largest; infinite where a gap is NaN, which no comparison would notice."""
+    gaps = gaps.nan_to_num(nan=torch.inf)
+    return float(gaps.median()), float(gaps.max())
 
 
 def _spread(prompts: Sequence[list[int]], most: int) -> list[list[int]]:
@@ -206,13 +217,13 @@ class _ForcedDecoder(Decoder):
             sequence.tokens.append([*script.tokens, 0][place])
 
 
-def _widest_gap(
+def _gaps(
     policy: Policy,
     prompts: Sequence[list[int]],
     forced: dict[tuple[int, ...], _Forced],
     budget: int | None,
-) -> float:
-    """The largest distance of any logits of any sequence; NaN if one is."""
+) -> Tensor:
+    """The distance of the logits before every token of every sequence."""
     prefill = PREFILL_TOKENS[policy.device.type]
     decoder: Any = _ForcedDecoder(policy.inner, len(prompts), policy.eos, prefill, budget)
     decoder.forced, decoder.gaps = forced, []
@@ -220,4 +231,4 @@ def _widest_gap(
         decoder.add(TokenSequence(prompt, CHECK_STEPS + 1, Sampling(), 0))
     while not decoder.idle:
         decoder.step()
-    return float(torch.stack(decoder.gaps).max())
+    return torch.stack(decoder.gaps)
