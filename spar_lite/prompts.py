@@ -58,9 +58,10 @@ TAXONOMY = {
 
 _JUDGEMENT = re.compile(r"final[\s*_#:-]*judge?ment", re.IGNORECASE)
 # The template's own words: a reply that repeats the question, or thinks about it, has not answered.
+_QUOTED = r"\s+with\s+[\"'`\u201c]Final Judge?ment: (?:Yes|No)\b[\"'`\u201d]?"
 _QUESTION = re.compile(
-    r"(?:\bends?|\botherwise)(?:\s+\w+){0,3}?\s+with\s+"
-    r"[\"'`\u201c]Final Judge?ment: (?:Yes|No)\b[\"'`\u201d]?",
+    rf"(?-i:\bEnd){_QUOTED}|\botherwise(?:\s+\w+){{0,3}}?{_QUOTED}"
+    rf"|\bends?(?:\s+\w+){{0,3}}?{_QUOTED}(?=,?\s+(?:if|when|only|unless|or|and)\b)",
     re.IGNORECASE,
 )
 _ECHO = re.compile(r"(?<![^\W_])yes[\"'`*_]*\s*(?:or|/|\|)\s*[\"'`*_]*no(?![^\W_])", re.IGNORECASE)

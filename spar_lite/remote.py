@@ -8,6 +8,8 @@ and what a server says is shown without it. Roles mean nothing here: one model a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
 import urllib.error
@@ -54,14 +56,18 @@ class RemoteEngine:
         assert self._gate is not None
         async with self._gate:
             for attempt in range(TRIES):
+                said = ""
                 try:
                     found = await asyncio.to_thread(self._post, request)
                     return _completion(request, found)
                 except urllib.error.HTTPError as error:
-                    said = self._safe(error.read().decode("utf-8", "replace"))
+                    with contextlib.suppress(http.client.HTTPException, OSError):
+                        said = self._safe(error.read().decode("utf-8", "replace"))
                     fault = f"{self._shown} answered {error.code}: {' '.join(said.split())[:200]}"
                     if error.code not in BUSY:
                         raise EngineError(f"{fault}. {_hint(error.code)}") from None
+                except http.client.HTTPException as error:  # cut off, or no HTTP at all
+                    fault = f"{self._shown} gave no whole answer ({type(error).__name__})"
                 except (urllib.error.URLError, OSError) as error:
                     fault = f"{self._shown} cannot be reached ({self._safe(str(error))})"
                 except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -112,8 +118,13 @@ def open_remote(settings: Evolve) -> RemoteEngine:
     """
     if not settings.model:
         raise EngineError("evolve.model wants the model's name at the endpoint, found none.")
-    if not settings.url.startswith(("http://", "https://")):
-        raise EngineError(f"evolve.url wants http:// or https://, found {settings.url}.")
+    try:
+        parts = urllib.parse.urlsplit(settings.url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or any(char.isspace() for char in settings.url):
+        raise EngineError(f"evolve.url wants http:// or https:// and a host, found {settings.url}.")
     key = os.environ.get(settings.key_env, "").strip()  # secret files end with a line break
     if not (key.isascii() and key.isprintable()):
         raise EngineError(

@@ -217,6 +217,58 @@ def test_the_check_sees_a_window_scale_or_cap_that_is_left_out(
     )
 
 
+def test_a_window_that_depends_on_the_longest_neighbour_is_seen(tmp_path: Path) -> None:
+    """GPT-Neo reckons a row's place from the width of the batch: a short row loses its past."""
+    write_model(
+        tmp_path,
+        transformers.GPTNeoConfig,
+        num_layers=2,
+        num_heads=4,
+        window_size=WINDOW,
+        attention_types=[[["global", "local"], 1]],
+    )
+    policy = Policy.load(Model(id=str(tmp_path), device="cpu", threads=1), 0)
+    prompts = [policy.encode((Message("user", text),)) for text in ("Hi.", "Ho!", "He?")]
+    assert "differs from plain" in (self_check(policy, 3, False, prompts, 100).fault or "")
+
+
+def test_long_rope_ends_before_its_second_factors(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    rope["rope_theta"] = 10000.0
+    more = {"rope_parameters": rope, "original_max_position_embeddings": 128}
+    write_model(tmp_path, transformers.Phi3Config, **more)
+    policy = Policy.load(Model(id=str(tmp_path), device="cpu", threads=1), 0)
+    assert policy.positions == 128
+    for path in ("auto", "continuous", "static"):
+        engine = RolloutEngine(policy, EngineSettings(path=path), 0)  # type: ignore[arg-type]
+        ask = Request("a", (Message("user", "Name a colour."),), 500, Sampling())
+        (done,) = asyncio.run(engine.generate("base", [ask]))
+        assert done.prompt_tokens + done.completion_tokens <= 128
+        with pytest.raises(EngineError, match="the model reads 128 with the reply"):
+            long = Request("b", (Message("user", "word " * 40),), 4, Sampling())
+            asyncio.run(engine.generate("base", [long]))
+
+
+def test_short_and_long_prompts_share_no_static_batch_beyond_the_positions(tmp_path: Path) -> None:
+    """The shorter one's room is larger, and the batch would run past the longer one's end."""
+    policy = load(tmp_path, "GPT-2")
+    engine = RolloutEngine(policy, EngineSettings(path="static", batch=8), 0)
+    requests = [
+        Request(f"r{n}", (Message("user", "x" * (40 if n % 2 else 900)),), 150, Sampling())
+        for n in range(4)
+    ]
+    found = asyncio.run(engine.generate("base", requests))
+    alone = [
+        asyncio.run(RolloutEngine(policy, EngineSettings(path="static"), 0).generate("base", [r]))
+        for r in requests
+    ]
+    assert [[c] for c in found] == alone
+    # The self-check keeps within them, too, with prompts that leave room for one token.
+    prompts = [policy.encode((Message("user", "x" * n),)) for n in (1003, 1004)]
+    assert max(map(len, prompts)) == 1023
+    assert self_check(policy, 2, False, prompts).fault is None
+
+
 def test_a_prompt_beyond_the_positions_is_one_line_and_a_reply_ends_where_they_do(
     tmp_path: Path,
 ) -> None:

@@ -186,6 +186,9 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         open_remote(settings("openai"))
     with pytest.raises(EngineError, match=r"evolve\.url wants http"):
         open_remote(settings("openai", model="m", url="file:///x"))
+    for url in ("http://", "http://a b/v1", "http://a:port/v1", "http://[::1/v1"):
+        with pytest.raises(EngineError, match=r"evolve\.url wants http"):
+            open_remote(settings("openai", model="m", url=url))
 
 
 @pytest.mark.parametrize("stray", ["\n", "\r", " ", "\r\n"])

@@ -289,7 +289,6 @@ THOUGHTS = (
     'with "Final Judgement: No". The first rule',
     'The reply must end with "Final Judgement: Yes" if all are met. Requirement one: it is',
     "It ends with 'Final Judgement: No' if one is missed, so I go through them. The",
-    "I should END with \u201cFinal Judgment: Yes\u201d",
 )
 
 

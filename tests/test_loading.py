@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from spar_lite.engine import Request, Sampling, strip_thinking
 from spar_lite.errors import EngineError, ModelError, TrainingError
@@ -26,6 +27,7 @@ from spar_lite.run import Run
 from spar_lite.target import find_target
 from spar_lite.train import train_on_examples
 from tests.test_pipeline import Silence
+from tests.tiny import write_model
 
 Factory = Callable[..., Policy]
 ASK = (Message("user", "Name a colour."),)
@@ -110,7 +112,7 @@ def test_a_base_that_is_not_finite_is_named(folder: Path, name: str, quantizatio
 def test_a_model_larger_than_the_memory_is_said_with_bytes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need = weight_bytes(str(folder), Model(id="x"), torch.float32, False)
+    need = weight_bytes(AutoConfig.from_pretrained(folder), False, torch.float32, False)
     assert need == 4 * sum(t.numel() for t in load_file(folder / "model.safetensors").values())
     monkeypatch.setattr("spar_lite.model.loading.free_memory", lambda *_: 2_000_000_000)
     monkeypatch.setattr("spar_lite.model.loading.weight_bytes", lambda *_: 16_060_000_000)
@@ -127,8 +129,10 @@ def test_a_model_larger_than_the_memory_is_said_with_bytes(
         load(folder)
 
 
-def test_bytes_in_4_bit_are_what_is_taken(folder: Path) -> None:
-    policy = load(folder, quantization="nf4")
+@pytest.mark.parametrize("config", ["LlamaConfig", "GPT2Config"])  # whose layers are no Linear
+def test_bytes_in_4_bit_are_what_is_taken(tmp_path: Path, config: str) -> None:
+    write_model(tmp_path, getattr(transformers, config), n_inner=128)
+    policy = load(tmp_path, quantization="nf4")
     taken = 0
     for name, parameter in policy.inner.named_parameters():
         if "lora_" in name:
@@ -136,8 +140,44 @@ def test_bytes_in_4_bit_are_what_is_taken(folder: Path) -> None:
         taken += parameter.numel() * parameter.element_size()
         if (state := getattr(parameter, "quant_state", None)) is not None:
             taken += state.absmax.numel() + 4 * state.state2.absmax.numel()
-    wanted = weight_bytes(str(folder), Model(id="x"), torch.float32, True)
+    wanted = weight_bytes(AutoConfig.from_pretrained(tmp_path), False, torch.float32, True)
     assert taken == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "four", "hint"),
+    [
+        ("fp8", False, "unquantized model"),
+        ("gptq", False, "unquantized model"),
+        ("bitsandbytes", False, "unquantized model"),
+        ("bitsandbytes", True, "quantization=nf4"),
+    ],
+)
+def test_weights_that_are_quantized_already_are_refused_by_name(
+    folder: Path, method: str, four: bool, hint: str
+) -> None:
+    """Read as plain ones they would be noise: their scales are tensors that nothing asks for."""
+    file = folder / "config.json"
+    shipped = {"quant_method": method, "load_in_4bit": four, "load_in_8bit": not four}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": shipped}))
+    with pytest.raises(ModelError, match=rf"quantized already \({method}\).*{hint}"):
+        load(folder, quantization="none")
+    if not four:
+        with pytest.raises(ModelError, match=rf"quantized already \({method}\)"):
+            load(folder, quantization="nf4")
+
+
+@pytest.mark.parametrize("fault", [{"num_hidden_layers": "2"}, {"num_attention_heads": 0}])
+def test_a_config_that_makes_no_model_is_one_line(folder: Path, fault: dict[str, Any]) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fault))
+    with pytest.raises(ModelError, match="cannot load the "):
+        load(folder)
+
+
+def test_lora_targets_that_the_model_lacks_are_one_line(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.target .*c_attn.* does not fit"):
+        load(folder, lora=Lora(r=4, alpha=8, target=("c_attn",)))
 
 
 def test_a_failed_load_is_tried_once(tmp_path: Path) -> None:
@@ -227,6 +267,26 @@ def test_adapter_settings_of_days_to_come_are_refused_unless_off(
         edit(tmp_path / "b", **values)
         with pytest.raises(ModelError, match=f"plain LoRA adapter, found {next(iter(values))}"):
             open_adapter(tmp_path / "b")
+
+
+# PEFT 0.21 says that it chose patterns of its own for experts that share a tensor.
+@pytest.mark.filterwarnings("ignore:.*rank_pattern")
+@pytest.mark.filterwarnings("ignore:.*alpha_pattern")
+@pytest.mark.filterwarnings("ignore:.*ensure_weight_tying")
+def test_an_adapter_for_experts_comes_back(tmp_path: Path) -> None:
+    """PEFT gives it a rank, a scale and parameters of its own, and they are ours all the same."""
+    more = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    write_model(tmp_path / "model", transformers.MixtralConfig, **more)
+    policy = load(tmp_path / "model")
+    for tensor in policy.weights("actor").values():
+        torch.nn.init.normal_(tensor, std=0.1)
+    policy.save("actor", tmp_path / "actor")
+    again = load(tmp_path / "model")
+    again.restore("actor", tmp_path / "actor")
+    assert again.fingerprint("actor") == policy.fingerprint("actor")
+    edit(tmp_path / "actor", alpha_pattern={"q_proj": 64})
+    with pytest.raises(ModelError, match="found alpha_pattern"):
+        again.restore("actor", tmp_path / "actor")
 
 
 def test_an_adapter_of_another_scale_is_refused(tiny_policy: Factory, tmp_path: Path) -> None:
@@ -319,6 +379,24 @@ def test_a_model_that_thinks_can_be_told_not_to(folder: Path) -> None:
     train_on_examples(silent, "actor", ROWS, SFT, 0)
 
 
+def test_a_template_that_thinks_unless_told_is_known_by_what_it_renders(folder: Path) -> None:
+    """SmolLM3 asks for thoughts in its system turn and shows none in what it is trained on."""
+    system = (
+        "<|im_start|>system\n{{ '/no_think' if enable_thinking is defined and not "
+        "enable_thinking else '/think' }}<|im_end|>\n"
+    )
+    ending = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    policy = with_template(folder, system + TURNS + ending)
+    assert "asks for a thought" in (policy.chat.thoughts_when_training or "")
+    for wanted in (True, False):  # then it is the user's word
+        policy = with_template(
+            folder, system + TURNS + ending, chat_template={"enable_thinking": wanted}
+        )
+        assert policy.chat.thoughts_when_training is None
+    with pytest.raises(ModelError, match="tokenize is set by spar_lite itself"):
+        load(folder, chat_template={"tokenize": False})
+
+
 def test_a_run_is_refused_before_its_first_answer_if_it_could_not_train(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -385,3 +463,37 @@ def test_logits_that_are_not_finite_end_generation(
     with pytest.raises(EngineError, match=r"logits are NaN or infinite for \d of \d sequences"):
         asyncio.run(engine.generate("actor", [request]))
     assert asyncio.run(engine.generate("base", [request]))  # whose weights are whole
+
+
+def test_a_family_that_fails_in_its_own_way_is_left_to_plain_generate(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (KeyError("sliding"), AssertionError(), ZeroDivisionError()):
+
+        def fails(*_: Any, fault: Exception = error, **__: Any) -> None:
+            raise fault
+
+        monkeypatch.setattr("spar_lite.model.slots.Decoder._forward", fails)
+        said: list[str] = []
+        engine = RolloutEngine(tiny_policy(), EngineSettings(weights="separate"), 0, said.append)
+        assert asyncio.run(engine.generate("actor", [Request("a", ASK, 4, Sampling())]))
+        assert f"does not run ({type(error).__name__}" in said[0]
+
+
+def test_running_out_in_the_self_check_proves_fewer_at_a_time(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spar_lite.model import self_check
+    from spar_lite.model.slots import Decoder
+
+    policy = tiny_policy()
+    whole = Decoder._forward
+
+    def starve(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, ids, *rest)
+
+    monkeypatch.setattr(Decoder, "_forward", starve)
+    found = self_check(policy, 12)
+    assert (found.fault, found.rows) == (None, 3)

@@ -87,6 +87,8 @@ VERDICTS = [
     ("Final Judgement:", UNREADABLE, "cut off"),
     ("Final Judgement: perhaps", UNREADABLE, "neither word"),
     ("Final Judgement: \u0434\u0430", UNREADABLE, "another language"),
+    ('All are met, so I end with "Final Judgement: Yes".', YES, "said, and not of a condition"),
+    ("I shall end with 'Final Judgement: No'", NO, "said, in other quotes"),
     ("Yes", UNREADABLE, "no Final Judgement"),
     ("Judgement: Yes", UNREADABLE, "not the final one"),
     ("Final Verdict: Yes", UNREADABLE, "another word"),

@@ -400,6 +400,24 @@ def test_a_training_that_is_stopped_leaves_the_adapter_as_it_was(tiny_policy: Fa
     assert_ready(policy)
 
 
+def test_a_trainer_that_cannot_be_built_leaves_the_adapter_as_it_was(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL casts a quantized base's adapters to bf16 before it does anything else."""
+    policy = tiny_policy(quantization="nf4")
+    train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
+    good = policy.fingerprint("actor")
+
+    def runs_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(train._Run, "_keep_float32", runs_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_actor(policy, PAIRS, DPO, 0)
+    assert policy.fingerprint("actor") == good
+    assert all(t.dtype == torch.float32 for t in policy.weights("actor").values())
+
+
 def test_step_0_is_measured_a_token() -> None:
     """A long reply's rounding adds up like a random walk; a wrong reference adds up in line."""
     nats, beta = 0.02, 0.1  # a token, in bfloat16

@@ -58,6 +58,7 @@ async def review_heldout(
     checks = constraints.check_all(known, response.text)
     vote, reply, refined, cost = None, None, None, response.cost
     greedy = Decoding(temperature=0.0, max_new_tokens=settings.reply_tokens)
+    review = review and bool(response.text.strip())  # of a blank there is nothing to say
     if review:
         messages = judge_messages(prompt.text, response.text)
         done = await complete(engine, "refiner", f"{prompt.id}/judge", messages, greedy)

@@ -1,8 +1,8 @@
 """Adapter folders as PEFT writes them: what of an ``adapter_config.json`` we can be true to.
 
 We make plain LoRA: one rank and one scale for all layers. Other settings would load without a word
-and answer as another adapter, so every setting that differs from PEFT's default and is not known to
-be harmless is refused by name.
+and answer as another adapter, so every setting that differs from what PEFT itself would choose for
+this model, and is not known to be harmless, is refused by name.
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ from spar_lite.errors import ModelError
 OURS = ("r", "lora_alpha", "target_modules")
 HARMLESS = (
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "lora_dropout",
-    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+    "megatron_core", "peft_version", "qalora_group_size", "runtime_config", "task_type",
 )  # fmt: skip
 """Settings that change nothing at inference: PEFT finds ``fan_in_fan_out`` out by itself, and
 ``qalora_group_size`` means something with ``use_qalora`` alone."""
 
-STARTS = (True, False, None, "gaussian", "orthogonal")
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """``init_lora_weights`` that leave the base as it is; PiSSA, OLoRA and others change it."""
 
+EXPERTS = ("alpha_pattern", "rank_pattern", "target_parameters")
+"""What PEFT chooses by itself for experts that share a tensor; only the model can tell."""
 
-def read_adapter(folder: Path) -> dict[str, Any]:
+
+def read_adapter(folder: Path, own: LoraConfig | None = None) -> dict[str, Any]:
     """The settings of the adapter in ``folder``: ``r``, ``alpha``, ``target`` and ``base``.
+
+    ``own``: the configuration that the model in memory gives its adapters, with which a setting may
+    agree; without one those that depend on the model are left to a later look with one.
 
     Raises:
         ModelError: there is none, it cannot be read, or it is no plain LoRA.
@@ -46,14 +52,14 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     unlike = {} if kind == "LORA" else {"peft_type": kind}
     if not target:
         unlike["target_modules"] = target
-    default = LoraConfig().to_dict()
+    default = (own or LoraConfig()).to_dict()
     for key, value in config.items():
         if key == "init_lora_weights":
             plain = value in STARTS
-        elif key in (*OURS, *HARMLESS, "peft_type"):
+        elif key in (*OURS, *HARMLESS, "peft_type") or (own is None and key in EXPERTS):
             plain = True
         else:
-            plain = not value or value == default.get(key)
+            plain = not value or _plain(value) == _plain(default.get(key))
         if not plain:
             unlike[key] = value
     if unlike:
@@ -65,3 +71,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     if not isinstance(target, str):
         found["target"] = sorted(target)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it, the order of names left out."""
+    return sorted(value) if isinstance(value, list | set | tuple) else value

@@ -111,7 +111,10 @@ def bytes_per_position(config: Any, itemsize: int) -> int:
     """Bytes that one token's keys and values take in all layers of a model with this config."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * itemsize)
+    both = 2 * heads * size
+    if latent := getattr(config, "qk_nope_head_dim", None):  # DeepSeek's keys and values differ
+        both = config.num_attention_heads * (latent + config.qk_rope_head_dim + config.v_head_dim)
+    return int(config.num_hidden_layers * both * itemsize)
 
 
 def _rounded(length: int) -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from spar_lite.errors import ModelError
 from spar_lite.records import Message
 
@@ -35,6 +33,9 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.options = dict(options)
         self.name = name
+        for option in ("add_generation_prompt", "conversation", "return_dict", "tokenize"):
+            if option in self.options:
+                raise ModelError(f"model.chat_template: {option} is set by spar_lite itself.")
         named = tokenizer.chat_template
         if not named:
             raise ModelError(
@@ -52,6 +53,8 @@ class ChatTemplate:
         self.opens_thought = _inside_thought(prompt.rpartition(ASK)[2])
         rest = whole.removeprefix(prompt).partition(REPLY)[0]
         self._adds_thought = whole.startswith(prompt) and OPEN in rest
+        silent = self._render((question,), True, tokenize=False, enable_thinking=False)
+        self._thinks_unless_told = "enable_thinking" not in self.options and silent != prompt
 
     def encode(self, messages: Sequence[Message], reply: bool = True) -> list[int]:
         """A chat as token ids; ``reply`` opens the assistant's turn.
@@ -71,6 +74,8 @@ class ChatTemplate:
             found = f"opens a {OPEN} block, so answers would be trained as thoughts"
         elif self._adds_thought:
             found = f"puts an empty {OPEN} block before what is trained, and none before sampling"
+        elif self._thinks_unless_told:
+            found = "asks for a thought, which answers would be trained without"
         else:
             return None
         return (
@@ -78,7 +83,7 @@ class ChatTemplate:
             "-o model.chat_template.enable_thinking=false; else choose a model that does not think."
         )
 
-    def _render(self, messages: Sequence[Message], reply: bool, tokenize: bool) -> Any:
+    def _render(self, messages: Sequence[Message], reply: bool, tokenize: bool, **more: Any) -> Any:
         chat = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(
@@ -86,9 +91,9 @@ class ChatTemplate:
                 add_generation_prompt=reply,
                 return_dict=False,
                 tokenize=tokenize,
-                **self.options,
+                **{**self.options, **more},
             )
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - a template is a program, and anyone's
             turns = ", ".join(m.role for m in messages)
             reason = " ".join(str(error).split())[:200]
             raise ModelError(

@@ -166,6 +166,7 @@ class _Model(HFLM):  # type: ignore[misc]
             tokenizer=policy.tokenizer,
             batch_size=batch,
             think_end_token="</think>",
+            chat_template_args=policy.chat.options,
         )
         self.set_cache_hook(_Counter(answered))
 

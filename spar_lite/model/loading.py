@@ -20,8 +20,9 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
 )
+from transformers.pytorch_utils import Conv1D
 
-from spar_lite.errors import ModelError
+from spar_lite.errors import ModelError, SparError
 from spar_lite.model.machine import free_memory, is_out_of_memory
 from spar_lite.recipe import Model
 
@@ -39,7 +40,7 @@ def load_tokenizer(where: str, settings: Model) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             where, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - tokenizer code may be anyone's
         raise _cannot_load(settings, "tokenizer", error) from None
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -68,7 +69,9 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        with _fitting(where, settings, device, dtype, quantized):
+        shipped = AutoConfig.from_pretrained(where, trust_remote_code=settings.trust_remote_code)
+        _refuse_quantized(settings.id, getattr(shipped, "quantization_config", None), quantized)
+        with _fitting(shipped, settings, device, dtype, quantized):
             model, found = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=dtype,
@@ -79,7 +82,9 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named and refused below
             )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+    except SparError:
+        raise
+    except Exception as error:  # noqa: BLE001 - model code may be anyone's, and so its errors
         raise _cannot_load(settings, "model", error) from None
     _refuse_parts(settings.id, found)
     if bad := not_finite(model):
@@ -89,11 +94,11 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
         )
     # Decoding is the recipe's affair: what a model ships (Qwen a repetition penalty) would leak
     # into plain ``generate`` and make it differ from the fast path. The special tokens stay.
-    shipped = model.generation_config
+    decoding = model.generation_config
     model.generation_config = GenerationConfig(
-        bos_token_id=shipped.bos_token_id,
-        eos_token_id=shipped.eos_token_id,
-        pad_token_id=shipped.pad_token_id,
+        bos_token_id=decoding.bos_token_id,
+        eos_token_id=decoding.eos_token_id,
+        pad_token_id=decoding.pad_token_id,
     )
     return model.eval().requires_grad_(False)
 
@@ -124,18 +129,15 @@ def not_finite(model: Any) -> str | None:
     return None
 
 
-def weight_bytes(where: str, settings: Model, dtype: torch.dtype, quantized: bool) -> int:
-    """Bytes that the weights at ``where`` will take, from the config alone."""
-    config = AutoConfig.from_pretrained(where, trust_remote_code=settings.trust_remote_code)
+def weight_bytes(config: Any, trusted: bool, dtype: torch.dtype, quantized: bool) -> int:
+    """Bytes that a model's weights will take, from its config alone; ``trusted``: run its code."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=settings.trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     head = model.get_output_embeddings()
     small = {
         id(m.weight)
         for m in model.modules()
-        if quantized and isinstance(m, torch.nn.Linear) and m is not head
+        if quantized and isinstance(m, torch.nn.Linear | Conv1D) and m is not head
     }
     return sum(
         int(p.numel() * (NF4_BYTES if id(p) in small else dtype.itemsize))
@@ -145,11 +147,11 @@ def weight_bytes(where: str, settings: Model, dtype: torch.dtype, quantized: boo
 
 @contextlib.contextmanager
 def _fitting(
-    where: str, settings: Model, device: torch.device, dtype: torch.dtype, quantized: bool
+    config: Any, settings: Model, device: torch.device, dtype: torch.dtype, quantized: bool
 ) -> Iterator[None]:
     """Refuse a model larger than the free memory, before loading it or when it runs out."""
     free = free_memory(device, settings.memory_fraction)
-    need = weight_bytes(where, settings, dtype, quantized)
+    need = weight_bytes(config, settings.trust_remote_code, dtype, quantized)
     smaller = "" if quantized else "-o model.quantization=nf4, or "
     what = "4-bit NF4" if quantized else str(dtype).removeprefix("torch.")
     refusal = ModelError(
@@ -165,6 +167,23 @@ def _fitting(
         if is_out_of_memory(error):
             raise refusal from None
         raise
+
+
+def _refuse_quantized(model_id: str, shipped: Any, quantized: bool) -> None:
+    """Refuse weights that were quantized before: read as plain ones they would be noise.
+
+    bitsandbytes' own 4 bits are taken as they are, where 4 bits are wanted.
+    """
+    if not shipped:
+        return
+    known = shipped if isinstance(shipped, dict) else shipped.to_dict()
+    method = str(known.get("quant_method") or "an unknown method")
+    if known.get("load_in_4bit") and quantized:
+        return
+    way_out = "Take the unquantized model"
+    if known.get("load_in_4bit"):
+        way_out += ", or -o model.quantization=nf4"
+    raise ModelError(f"{model_id}: its weights are quantized already ({method}). {way_out}.")
 
 
 def _refuse_parts(model_id: str, found: dict[str, Any]) -> None:

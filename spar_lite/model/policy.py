@@ -89,8 +89,15 @@ class Policy:
             # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             warnings.filterwarnings("ignore", message=".*Setting fan_in_fan_out")  # GPT-2's
-            model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
-            model.add_adapter(ADAPTERS["refiner"], config)
+            try:
+                model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
+                model.add_adapter(ADAPTERS["refiner"], config)
+            except ValueError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ModelError(
+                    f"model.lora.target {settings.lora.target!r} does not fit {settings.id}: "
+                    f"{reason} Name linear layers of its own, or take all-linear."
+                ) from None
         policy = cls(model, tokenizer, chat, quantized)
         if policy.device.type == "cpu":
             hidden = base.config.get_text_config().hidden_size
@@ -121,9 +128,17 @@ class Policy:
 
     @property
     def positions(self) -> int | None:
-        """Tokens of prompt and reply together that the model was made for; None if not said."""
-        found = getattr(self.inner.config.get_text_config(), "max_position_embeddings", None)
-        return found or None
+        """Tokens of prompt and reply together that can be served; None if not said.
+
+        Long-rope models (Phi-3.5) end before their second set of factors: it would count for tokens
+        in the cache too, which were computed with the first.
+        """
+        config = self.inner.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        key = "max_position_embeddings"
+        if rope.get("rope_type") == "longrope" and rope.get(f"original_{key}"):
+            return int(rope[f"original_{key}"])
+        return getattr(config, key, None) or None
 
     def switch(self, role: Role) -> None:
         """Make ``role`` answer: toggles adapters in place, in eval mode, nothing trainable."""
@@ -187,9 +202,11 @@ class Policy:
         }
 
     def put(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors, by the names of ``weights``, into an adapter."""
-        for name, tensor in self.weights(role).items():
-            tensor.copy_(tensors[name])
+        """Give an adapter these tensors, by the names of ``weights``."""
+        mark = f".{ADAPTERS[role]}."
+        for name, parameter in self.model.named_parameters():
+            if mark in name and "lora_" in name:  # anew, since a trainer may have cast the old one
+                parameter.data = tensors[name.replace(mark, ".")].clone()
 
     def fingerprint(self, role: Role) -> str:
         """A hash of the adapter's bytes: changes exactly when the adapter does."""
@@ -224,6 +241,12 @@ class Policy:
             state = load_peft_weights(str(folder), device=str(self.device))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{folder}: the adapter's file is damaged ({error}).") from None
+        config = self.model.peft_config[ADAPTERS[role]]
+        if (alpha := read_adapter(folder, config)["alpha"]) != config.lora_alpha:
+            raise ModelError(
+                f"{folder}: the adapter was made with alpha {alpha}, and here model.lora.alpha is "
+                f"{config.lora_alpha}. Set model.lora as it was there."
+            )
         own = get_peft_model_state_dict(self.model, adapter_name=ADAPTERS[role])
         # PEFT itself stays silent where tensors are missing, and half the adapter would be fresh.
         for name in sorted(state.keys() | own.keys()):
@@ -234,12 +257,6 @@ class Policy:
                     f"{wanted or 'none'}, found {found or 'none'}. Were model.lora or model.id "
                     "different when it was made?"
                 )
-        own_scale = self.model.peft_config[ADAPTERS[role]].lora_alpha
-        if (alpha := read_adapter(folder)["alpha"]) != own_scale:
-            raise ModelError(
-                f"{folder}: the adapter was made with alpha {alpha}, and here model.lora.alpha is "
-                f"{own_scale}. Set model.lora as it was there."
-            )
         if bad := next((n for n, t in state.items() if not bool(t.isfinite().all())), None):
             raise ModelError(
                 f"{folder}: {bad} holds NaN or infinity: its training diverged. Go back to an "

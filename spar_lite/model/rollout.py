@@ -148,11 +148,12 @@ class RolloutEngine:
         longest = max(map(len, prompts), default=0) + new_tokens
         known_rows, known_longest, fast = self._checked.get(role, (0, 0, True))
         if fast and (rows > 2 * known_rows or longest > 2 * known_longest):
-            fast = self._check(role, rows, prompts, new_tokens)
-            self._checked[role] = max(rows, known_rows), max(longest, known_longest), fast
+            found = self._check(role, rows, prompts, new_tokens)
+            fast = found.fault is None
+            self._checked[role] = max(found.rows, known_rows), max(longest, known_longest), fast
         return fast
 
-    def _check(self, role: Role, rows: int, prompts: list[list[int]], new_tokens: int) -> bool:
+    def _check(self, role: Role, rows: int, prompts: list[list[int]], new_tokens: int) -> Check:
         self.policy.switch(role)
         where = f"{role} on {self.policy.device}"
         budget = cache_budget(self.policy.device, self.memory_fraction)
@@ -169,7 +170,7 @@ class RolloutEngine:
             self.say(f"{where}: {found.fault}; using plain generate in static batches")
         else:
             self.say(f"{where}: {found.proved}")
-        return found.fault is None
+        return found
 
     def merges(self, role: Role) -> bool:
         """Whether ``role`` answers with fast weights (``merged``), as the recipe and memory say."""
@@ -268,6 +269,12 @@ class RolloutEngine:
             batch = self._queue[: min(size, self.slots)]
             del self._queue[: len(batch)]
             limit = max(request.max_new_tokens for request, _, _ in batch)
+            if self.policy.positions is not None:
+                # The shorter prompts' room is not the longest one's: who wants more waits.
+                longest = max(len(ids) for _, ids, _ in batch)
+                limit = min(limit, self.policy.positions - longest)
+                self._queue += [item for item in batch if item[0].max_new_tokens > limit]
+                batch = [item for item in batch if item[0].max_new_tokens <= limit]
             seed = stable_seed(self.seed, *(request.id for request, _, _ in batch))
             try:
                 replies = plain_generate(
