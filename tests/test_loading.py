@@ -496,4 +496,4 @@ def test_running_out_in_the_self_check_proves_fewer_at_a_time(
 
     monkeypatch.setattr(Decoder, "_forward", starve)
     found = self_check(policy, 12)
-    assert (found.fault, found.rows) == (None, 3)
+    assert found.fault is None and "checked, 3 at a time" in found.proved

@@ -135,7 +135,7 @@ def test_an_adapter_of_another_shape_is_refused(
     full: Policy, tiny_policy: Factory, tmp_path: Path
 ) -> None:
     full.save("actor", tmp_path / "actor")
-    narrow = tiny_policy(lora=Lora(r=2, alpha=4))
+    narrow = tiny_policy(lora=Lora(r=2, alpha=8))
     with pytest.raises(ModelError, match="does not fit"):
         narrow.restore("actor", tmp_path / "actor")
     fewer = tiny_policy(lora=Lora(r=4, alpha=8, target=("q_proj",)))

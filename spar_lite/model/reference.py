@@ -93,14 +93,10 @@ def cut(reply: list[int], eos: Sequence[int], limit: int) -> tuple[list[int], bo
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a self-check found: ``fault`` or None, and in words what was compared.
-
-    ``rows``: how many sequences at a time; fewer than asked for where memory was short.
-    """
+    """What a self-check found: ``fault`` or None, and in words what was compared."""
 
     fault: str | None
     proved: str = ""
-    rows: int = 0
 
 
 def self_check(
@@ -171,7 +167,6 @@ def self_check(
         None,
         f"fast path checked, {slots} at a time, {min(lengths)} to {max(lengths)} tokens long: "
         f"logits are those of plain forward passes within {shares}",
-        slots,
     )
 
 

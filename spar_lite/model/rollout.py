@@ -148,12 +148,12 @@ class RolloutEngine:
         longest = max(map(len, prompts), default=0) + new_tokens
         known_rows, known_longest, fast = self._checked.get(role, (0, 0, True))
         if fast and (rows > 2 * known_rows or longest > 2 * known_longest):
-            found = self._check(role, rows, prompts, new_tokens)
-            fast = found.fault is None
-            self._checked[role] = max(found.rows, known_rows), max(longest, known_longest), fast
+            fast = self._check(role, rows, prompts, new_tokens)
+            # What was asked for, though memory may have allowed fewer: it would again.
+            self._checked[role] = max(rows, known_rows), max(longest, known_longest), fast
         return fast
 
-    def _check(self, role: Role, rows: int, prompts: list[list[int]], new_tokens: int) -> Check:
+    def _check(self, role: Role, rows: int, prompts: list[list[int]], new_tokens: int) -> bool:
         self.policy.switch(role)
         where = f"{role} on {self.policy.device}"
         budget = cache_budget(self.policy.device, self.memory_fraction)
@@ -170,7 +170,7 @@ class RolloutEngine:
             self.say(f"{where}: {found.fault}; using plain generate in static batches")
         else:
             self.say(f"{where}: {found.proved}")
-        return found
+        return found.fault is None
 
     def merges(self, role: Role) -> bool:
         """Whether ``role`` answers with fast weights (``merged``), as the recipe and memory say."""

@@ -26,11 +26,14 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, SFTConfig
 
 from spar_lite.errors import TrainingError
+from spar_lite.model.machine import freeze_libraries
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.recipe import Dpo, Training
 from spar_lite.records import PreferencePair, Role, TrainingExample
 from spar_lite.train.rows import example_row, pair_row
 from spar_lite.train.trainers import REFERENCE, SparDpo, SparSft, patched, quiet
+
+freeze_libraries()  # TRL has come with this room
 
 OnStep = Callable[[int, int, int], None]
 """Told after every optimizer step: (step, steps in all, tokens so far)."""
