@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from spar_lite.bootstrap import released_rows
 from spar_lite.engine import Engine
 from spar_lite.errors import ModelError, SparError
 from spar_lite.recipe import Recipe
@@ -84,8 +85,10 @@ class Run:
             self.screen.say(f"loading {self.recipe.model.id}")
             try:
                 policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
+                # Before the first answer, not at the first training:
                 if thinks := policy.chat.thoughts_when_training:
-                    raise ModelError(thinks)  # before the first answer, not at the first training
+                    raise ModelError(thinks)
+                self._try_warmup_chats(policy)
             except SparError as fault:
                 self._fault = fault
                 raise
@@ -96,6 +99,15 @@ class Run:
             weights = "4-bit NF4" if self._policy.quantized else str(self._policy.inner.dtype)
             self.screen.say(f"{self.recipe.model.id} on {device}, {weights.replace('torch.', '')}")
         return self._policy
+
+    def _try_warmup_chats(self, policy: Policy) -> None:
+        """Have the template refuse now what it would refuse of a warm-up file's rows."""
+        warmup = self.recipe.bootstrap
+        if warmup.source in ("constraints", "none") or warmup.start_from:
+            return
+        chats = {tuple(m.role for m in r.prompt): r for r in released_rows(Path(warmup.source))}
+        for row in chats.values():  # one of each sequence of turns
+            policy.encode(row.prompt)
 
     @property
     def engine(self) -> Engine:

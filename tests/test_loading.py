@@ -338,6 +338,27 @@ def test_a_template_that_refuses_a_system_turn_is_one_line(folder: Path) -> None
         train_on_examples(policy, "refiner", [row], SFT, 0)
 
 
+def test_a_warm_up_file_that_the_template_refuses_is_found_at_loading(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "chat_template.jinja").write_text(GEMMA)
+    turns = [("user", "x"), ("assistant", "y")]
+    rows = [turns, [("system", "Be terse."), *turns], turns]
+    file = tmp_path / "rows.jsonl"
+    lines = [{"messages": [{"role": r, "content": c} for r, c in row]} for row in rows]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = parse_recipe(
+        {
+            "model": {"id": str(folder), "device": "cpu", "threads": 1},
+            "bootstrap": {"source": str(file)},
+        }
+    )
+    screen = Silence()
+    with pytest.raises(ModelError, match=r"a chat of system, user: System role not supported"):
+        execute(Run(recipe, tmp_path / "run", screen))
+    assert not list((tmp_path / "run").glob("base/*.jsonl"))
+
+
 def test_a_template_that_cannot_render_is_found_at_loading(folder: Path) -> None:
     for template in ("{% for m in %}", "{{ messages[0]['content'] | no_such_filter }}"):
         with pytest.raises(ModelError, match=r"chat template of .* does not take a chat of user"):
