@@ -68,7 +68,8 @@ class Engine(Protocol):
         ...
 
 
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
+OPEN, CLOSE = "<think>", "</think>"
+_THINK = re.compile(f"{OPEN}.*?{CLOSE}", re.DOTALL)
 
 
 def strip_thinking(text: str) -> str:
@@ -77,6 +78,6 @@ def strip_thinking(text: str) -> str:
     A closing tag alone (templates that open the block themselves) drops all before it.
     """
     text = _THINK.sub("", text)
-    if "</think>" in text:
-        text = text.rpartition("</think>")[2]
-    return text.partition("<think>")[0].strip()
+    if CLOSE in text:
+        text = text.rpartition(CLOSE)[2]
+    return text.partition(OPEN)[0].strip()

@@ -20,7 +20,7 @@ from spar_lite.engine import Engine
 from spar_lite.errors import ModelError, SparError
 from spar_lite.recipe import Recipe
 from spar_lite.records import Role, stable_seed
-from spar_lite.store import StageFile, append_line
+from spar_lite.store import Marker, StageFile, append_line
 
 if TYPE_CHECKING:
     from spar_lite.model import Policy
@@ -103,7 +103,8 @@ class Run:
     def _try_warmup_chats(self, policy: Policy) -> None:
         """Have the template refuse now what it would refuse of a warm-up file's rows."""
         warmup = self.recipe.bootstrap
-        if warmup.source in ("constraints", "none") or warmup.start_from:
+        read = Marker(self.folder / "bootstrap", "examples").read() is not None
+        if read or warmup.source in ("constraints", "none") or warmup.start_from:
             return
         chats = {tuple(m.role for m in r.prompt): r for r in released_rows(Path(warmup.source))}
         for row in chats.values():  # one of each sequence of turns

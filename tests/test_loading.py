@@ -24,6 +24,7 @@ from spar_lite.pipeline import execute
 from spar_lite.recipe import EngineSettings, Lora, Model, Training, parse_recipe
 from spar_lite.records import Message, TrainingExample
 from spar_lite.run import Run
+from spar_lite.store import Marker
 from spar_lite.target import find_target
 from spar_lite.train import train_on_examples
 from tests.test_pipeline import Silence
@@ -357,6 +358,10 @@ def test_a_warm_up_file_that_the_template_refuses_is_found_at_loading(
     with pytest.raises(ModelError, match=r"a chat of system, user: System role not supported"):
         execute(Run(recipe, tmp_path / "run", screen))
     assert not list((tmp_path / "run").glob("base/*.jsonl"))
+    # Once its rows have been read, the file is needed no more: a run goes on without it.
+    file.unlink()
+    Marker(tmp_path / "run" / "bootstrap", "examples").write({})
+    assert Run(recipe, tmp_path / "run", screen).policy
 
 
 def test_a_template_that_cannot_render_is_found_at_loading(folder: Path) -> None:

@@ -52,9 +52,10 @@ def check_engine(
             policy.switch(role)
             name = f"{device}, {what}, {role}, {'merged' if merged else 'separate'} weights"
             try:
-                yield name, self_check(policy, 64, merged).fault
+                fault = self_check(policy, 64, merged).fault
             except SparError as error:
-                yield name, str(error)
+                fault = str(error)
+            yield name, fault
 
 
 def give_adapters_weight(policy: Policy, size: float = 0.01) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spar_lite.engine import CLOSE, OPEN
 from spar_lite.errors import ModelError
 from spar_lite.records import Message
 
 ASK, REPLY = "Name a colour.", "The sky is blue."
-OPEN, CLOSE = "<think>", "</think>"
 
 
 class ChatTemplate:

@@ -23,6 +23,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from spar_lite.engine import CLOSE
 from spar_lite.errors import EngineError, SparError, did_you_mean
 from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy
@@ -165,7 +166,7 @@ class _Model(HFLM):  # type: ignore[misc]
             pretrained=policy.inner,
             tokenizer=policy.tokenizer,
             batch_size=batch,
-            think_end_token="</think>",
+            think_end_token=CLOSE,
             chat_template_args=policy.chat.options,
         )
         self.set_cache_hook(_Counter(answered))

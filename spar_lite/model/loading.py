@@ -7,12 +7,12 @@ line; transformers itself fills up what is missing with random numbers.
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -87,7 +87,7 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
     except Exception as error:  # noqa: BLE001 - model code may be anyone's, and so its errors
         raise _cannot_load(settings, "model", error) from None
     _refuse_parts(settings.id, found)
-    if bad := not_finite(model):
+    if bad := not_finite(_floats(model)):
         raise ModelError(
             f"{settings.id}: {bad} holds NaN or infinity: the file is damaged, or overflowed when "
             "it was saved. Fetch it anew, or choose another model."
@@ -115,18 +115,22 @@ def keep_4bit_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def not_finite(model: Any) -> str | None:
-    """The name of a weight that holds NaN or infinity, or None. 4-bit weights show in scales."""
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, or None."""
+    return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
+
+
+def _floats(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights by name; of those in 4 bits the scales, where NaN shows."""
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
-        parts: list[Any] = [parameter.data]
-        if state is not None:
-            parts = [state.absmax]
-            if state.nested:
-                parts = [state.offset, state.state2.absmax]
-        if not all(bool(part.isfinite().all()) for part in parts):
-            return str(name)
-    return None
+        if state is None:
+            yield name, parameter.data
+        elif state.nested:
+            yield name, state.offset
+            yield name, state.state2.absmax
+        else:
+            yield name, state.absmax
 
 
 def weight_bytes(config: Any, trusted: bool, dtype: torch.dtype, quantized: bool) -> int:
@@ -207,7 +211,7 @@ def _refuse_parts(model_id: str, found: dict[str, Any]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(itertools.islice(names, 3))
+    shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

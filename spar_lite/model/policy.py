@@ -27,7 +27,7 @@ from torch import Tensor
 from spar_lite.errors import ModelError
 from spar_lite.model.adapters import read_adapter
 from spar_lite.model.chat import ChatTemplate
-from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer
+from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer, not_finite
 from spar_lite.model.machine import best_threads, give_back, pick_device
 from spar_lite.model.merged import FastWeights, refuse_repacked
 from spar_lite.model.source import locate, reach_hub
@@ -40,12 +40,10 @@ ADAPTERS: dict[Role, str] = {"actor": "default", "refiner": "refiner"}
 class Policy:
     """The base with both adapters, its tokenizer, and the toggle between roles."""
 
-    def __init__(
-        self, model: PeftModel, tokenizer: Any, chat: ChatTemplate, quantized: bool
-    ) -> None:
+    def __init__(self, model: PeftModel, chat: ChatTemplate, quantized: bool) -> None:
         self.model = model
-        self.tokenizer = tokenizer
         self.chat = chat
+        self.tokenizer = chat.tokenizer
         self.quantized = quantized
         self.role: Role | None = None
         self.fast: FastWeights | None = None
@@ -68,19 +66,19 @@ class Policy:
         where = locate(settings.id)
         if not Path(where).is_dir():
             reach_hub(where)
+        # The template first: what it refuses is said before minutes of loading.
         tokenizer = load_tokenizer(where, settings)
-        ChatTemplate(tokenizer, settings.chat_template, settings.id)  # before minutes of loading
+        chat = ChatTemplate(tokenizer, settings.chat_template, settings.id)
         base = load_base(where, settings, device, quantized)
-        return cls.build(base, tokenizer, settings, seed, quantized)
+        return cls.build(base, chat, settings, seed, quantized)
 
     @classmethod
     def build(
-        cls, base: Any, tokenizer: Any, settings: Model, seed: int, quantized: bool
+        cls, base: Any, chat: ChatTemplate, settings: Model, seed: int, quantized: bool
     ) -> Policy:
         """Put two fresh adapters on a base that is already in memory, and suit the device."""
         torch.manual_seed(seed)
-        chat = ChatTemplate(tokenizer, settings.chat_template, settings.id)
-        words = base.get_input_embeddings().num_embeddings
+        tokenizer, words = chat.tokenizer, base.get_input_embeddings().num_embeddings
         if tokenizer.pad_token_id >= words:  # some tokenizers name one that the model never had
             tokenizer.pad_token = tokenizer.eos_token
         keep_4bit_layout(base)
@@ -98,7 +96,7 @@ class Policy:
                     f"model.lora.target {settings.lora.target!r} does not fit {settings.id}: "
                     f"{reason} Name linear layers of its own, or take all-linear."
                 ) from None
-        policy = cls(model, tokenizer, chat, quantized)
+        policy = cls(model, chat, quantized)
         if policy.device.type == "cpu":
             hidden = base.config.get_text_config().hidden_size
             torch.set_num_threads(settings.threads or best_threads(hidden))
@@ -201,9 +199,12 @@ class Policy:
             if mark in name and "lora_" in name
         }
 
-    def put(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
-        """Give an adapter these tensors, by the names of ``weights``."""
-        mark = f".{ADAPTERS[role]}."
+    def put(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
+        """Give an adapter, by PEFT's name for it, copies of these tensors, by those of ``weights``.
+
+        One that is not there is left alone.
+        """
+        mark = f".{adapter}."
         for name, parameter in self.model.named_parameters():
             if mark in name and "lora_" in name:  # anew, since a trainer may have cast the old one
                 parameter.data = tensors[name.replace(mark, ".")].clone()
@@ -257,7 +258,7 @@ class Policy:
                     f"{wanted or 'none'}, found {found or 'none'}. Were model.lora or model.id "
                     "different when it was made?"
                 )
-        if bad := next((n for n, t in state.items() if not bool(t.isfinite().all())), None):
+        if bad := not_finite(state.items()):
             raise ModelError(
                 f"{folder}: {bad} holds NaN or infinity: its training diverged. Go back to an "
                 "earlier adapter, or train anew with a lower learning rate."

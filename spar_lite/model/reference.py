@@ -142,20 +142,17 @@ def self_check(
     if longest > len(wide[-1]) + CHECK_STEPS:
         tokens = known[-1] * (1 + longest // len(known[-1]))
         rounds.append([tokens[: longest - CHECK_STEPS], known[0]])
-    policy.slow_down()
     try:
         gaps = _compare(policy, merged, rounds, budget)
     except SparError:
         raise
     except Exception as error:  # noqa: BLE001 - a model family that does not fit the slot cache
-        policy.slow_down()
         if not is_out_of_memory(error) or slots == 1:
             return Check(f"the fast path does not run ({type(error).__name__}: {str(error)[:120]})")
         gaps = []
     if not gaps:  # out of memory, and what had filled it is gone by now
         give_back(policy.device)
         return self_check(policy, slots // 2, merged, prompts, new_tokens, budget)
-    policy.slow_down()
     # Of the worse round: a fault of long sequences alone may be one in many.
     typical, largest = (max(found) for found in zip(*map(_summary, gaps), strict=True))
     shares = f"{100 * typical:.2g} % of their spread, {100 * largest:.2g} % at most"
@@ -173,12 +170,16 @@ def self_check(
 def _compare(
     policy: Policy, merged: bool, rounds: list[list[list[int]]], budget: int | None
 ) -> list[Tensor]:
-    """The distances of each round's logits."""
+    """The distances of each round's logits; merged weights are gone afterwards, whatever came."""
+    policy.slow_down()
     asked_for = {tuple(prompt) for asked in rounds for prompt in asked}
     forced = {prompt: _reference(policy, list(prompt)) for prompt in asked_for}
-    if merged:
-        policy.speed_up()
-    return [_gaps(policy, asked, forced, budget) for asked in rounds]
+    try:
+        if merged:
+            policy.speed_up()
+        return [_gaps(policy, asked, forced, budget) for asked in rounds]
+    finally:
+        policy.slow_down()
 
 
 def _summary(gaps: Tensor) -> tuple[float, float]:

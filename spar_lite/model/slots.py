@@ -116,12 +116,14 @@ class Decoder:
         budget: int | None = None,
     ) -> None:
         self.model = model
-        self.windows = attention_windows(model.config.get_text_config())
+        config = model.config.get_text_config()
+        self.windows = attention_windows(config)
+        self.adds_mask = config._attn_implementation == "eager"
         self.eos = frozenset(eos)
         self.prefill_tokens = prefill_tokens
         self.slots = slots
         self.device = model.device
-        size = bytes_per_position(model.config.get_text_config(), model.dtype.itemsize)
+        size = bytes_per_position(config, model.dtype.itemsize)
         self.cache = SlotCache(size, budget)
         self.waiting: deque[TokenSequence] = deque()
         self.active: list[TokenSequence] = []
@@ -329,7 +331,7 @@ class Decoder:
             mask = keys <= at
             if window is not None:
                 mask &= keys > at - window
-            if self.model.config.get_text_config()._attn_implementation == "eager":  # it adds
+            if self.adds_mask:
                 zero = torch.zeros((), dtype=self.model.dtype, device=self.device)
                 mask = torch.where(mask, zero, torch.finfo(self.model.dtype).min)
             masks[kind] = mask

@@ -26,6 +26,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, SFTConfig
 
 from spar_lite.errors import TrainingError
+from spar_lite.model.loading import not_finite
 from spar_lite.model.machine import freeze_libraries
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.recipe import Dpo, Training
@@ -182,11 +183,7 @@ class _Run:
         and against a float32 reference a rounded actor starts with rewards that are not 0.
         """
         for adapter in (ADAPTERS[self.role], REFERENCE):
-            mark = f".{adapter}."
-            for name, parameter in self.policy.model.named_parameters():
-                plain = name.replace(mark, ".")
-                if mark in name and plain in self.before:
-                    parameter.data = self.before[plain].clone()
+            self.policy.put(adapter, self.before)
 
     def _check_trainable(self) -> None:
         mark = f".{ADAPTERS[self.role]}."
@@ -227,15 +224,14 @@ def _run(
             yield _Run(policy, role, before, arguments, examples, given - examples)
         _check_changes(policy, role, prints)
     except BaseException:
-        policy.put(role, before)
+        policy.put(ADAPTERS[role], before)
         raise
 
 
 def _check_changes(policy: Policy, role: Role, prints: dict[Role, str]) -> None:
     """The trained adapter is finite and changed, and the other did not."""
-    for name, tensor in policy.weights(role).items():
-        if not bool(tensor.isfinite().all()):
-            raise _diverged(role, f"{name} of its adapter is NaN or infinite")
+    if bad := not_finite(policy.weights(role).items()):
+        raise _diverged(role, f"{bad} of its adapter is NaN or infinite")
     for name, print_ in prints.items():
         changed = policy.fingerprint(name) != print_
         if changed != (name == role):
