@@ -69,6 +69,8 @@ class Engine(Protocol):
 
 
 OPEN, CLOSE = "<think>", "</think>"
+"""What begins and ends a thought in a reply, or in the prompt of a template that opens it."""
+
 _THINK = re.compile(f"{OPEN}.*?{CLOSE}", re.DOTALL)
 
 
