@@ -1,84 +1,139 @@
 """The warm-up before iteration 1, without a teacher: a program writes the lessons.
 
-The base model answers short prompts whose constraints a program can check; the program then breaks
-or mends the answer minimally, critiques it with quoted evidence, and so writes what a teacher would
-have written: judgements ending in a verdict, refinements, and answers that meet their constraints.
-It teaches both adapters the formats and as much of the task as they can take.
+The base model answers short prompts several times; a program knows which answers meet everything,
+breaks those minimally, critiques both with quoted evidence, and so writes what a teacher would have
+written: judgements ending in a verdict, refinements, and answers that meet their constraints. It
+teaches both adapters the formats and as much of the task as they can take.
 
 Knows constraints, templates and the engine protocol; no model, no files but the one it is given.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spar_lite import constraints
-from spar_lite.constraints import Constraint
+from spar_lite.constraints import Answer, Requirement
+from spar_lite.constraints.text import sentence_spans
 from spar_lite.errors import RecipeError
+from spar_lite.instructions import requirements
 from spar_lite.prompts import (
     answer_messages,
     judge_messages,
     judge_reply,
-    parse_verdict,
     refine_messages,
     refine_reply,
 )
 from spar_lite.records import Message, Prompt, Response, TrainingExample, stable_seed
+from spar_lite.verdict import parse_verdict
+
+OWN_ANSWERS = 2
+"""Good answers of its own per prompt that the actor is taught, at most."""
 
 
 def lessons(
     prompts: Sequence[Prompt], answers: Iterable[Response], seed: int, minimal: int = 0
 ) -> list[TrainingExample]:
-    """Write the warm-up rows for a model's own answers.
+    """Write the warm-up rows from a model's own answers, several a prompt.
 
-    Each answer that can be broken or mended gives three rows: the good answer; its judgement, a
-    Yes; and a chat that judges the bad answer, a No, and refines it, the loss falling on both
-    replies. So Yes and No are balanced whatever the model answers. ``minimal`` asks for so many
-    more pairs of judgement and chat, each about an answer that a small edit parts from a good one
-    and that misses another constraint, or the same in another way.
+    What teaches well is what the model can say itself: answers that meet everything are taught as
+    they are, and the bad text beside each is a small corruption of it. Where a prompt has no such
+    answer, one that fails is repaired, if that leaves an answer. Of each prompt with a good text:
+
+    1. the good answers themselves, for the actor;
+    2. a pair (good, bad) whose bad text misses a constraint;
+    3. one whose bad text meets the constraints and is no answer: said twice, the phrase alone, the
+       request read back, cut off, or about another topic;
+    4. ``minimal`` more pairs of sort 2: first an own answer that failed and can be repaired, then
+       texts that miss another constraint, or the same in another way.
+
+    Each pair gives a judgement of the good text, a Yes, and a chat that judges the bad one, a No,
+    and refines it, the loss falling on both replies.
     """
-    by_prompt = {prompt.id: prompt for prompt in prompts}
-    rows: list[TrainingExample] = []
+    prompts, own = list(prompts), dict[str, list[str]]()
     for response in answers:
-        prompt = by_prompt[response.prompt_id]
-        known = [constraints.from_json(data) for data in prompt.constraints]
-        pair = good_and_bad(known, whole_sentences(response.text), seed)
-        if pair is None:
+        own.setdefault(response.prompt_id, []).extend(shorter(whole_sentences(response.text)))
+    # The shorter first: easier to say, to judge and to copy.
+    own = {id: sorted(texts, key=lambda text: len(text.split())) for id, texts in own.items()}
+    good = {p.id: good_texts(requirements(p), own.get(p.id, [])) for p in prompts}
+    rows: list[TrainingExample] = []
+    for place, prompt in enumerate(prompts):
+        if not (texts := good[prompt.id]):
             continue
-        rows.append(
-            TrainingExample(
-                f"{response.id}/answer", "answer", answer_messages(prompt.text), pair[0]
-            )
-        )
-        rows += _rows(prompt, known, *pair, response.id)
-        for n, (good, bad) in enumerate(more_pairs(known, *pair, seed, minimal), 1):
-            rows += _rows(prompt, known, good, bad, f"{response.id}/{n}")
+        asked = answer_messages(prompt.text)
+        rows += [
+            TrainingExample(f"{prompt.id}/{n}/answer", "answer", asked, text)
+            for n, text in enumerate(texts[:OWN_ANSWERS])
+        ]
+        others = [text for p in prompts[place + 1 :] + prompts[:place] for text in good[p.id][:1]]
+        pairs = list(_pairs(requirements(prompt), texts, own[prompt.id], others, seed, minimal))
+        for n, (fine, bad) in enumerate(pairs):
+            rows += _rows(prompt, fine, bad, f"{prompt.id}/{n}")
     return rows
 
 
-def more_pairs(
-    known: Sequence[Constraint], good: str, bad: str, seed: int, count: int
-) -> list[tuple[str, str]]:
-    """Up to ``count`` further (good, bad) of a good text: each bad one breaks one constraint of it.
+def good_texts(known: Sequence[Requirement], texts: Sequence[str]) -> list[str]:
+    """The texts that meet everything; if there is none, the first that a repair makes meet it."""
+    found = [text for text in dict.fromkeys(texts) if all(constraints.check_all(known, text))]
+    if found:
+        return found
+    failing = sorted(filter(None, texts), key=lambda t: -sum(constraints.check_all(known, t)))
+    mended = (constraints.mend_all(known, text) for text in failing)
+    return [text for text in mended if text][:1]
 
-    The good text of each is what mending the bad one gives, where that is another one.
+
+def _pairs(
+    known: Sequence[Requirement],
+    good: Sequence[str],
+    own: Sequence[str],
+    others: Sequence[str],
+    seed: int,
+    minimal: int,
+) -> Iterator[tuple[str, str]]:
+    """(good, bad) texts of one prompt, as ``lessons`` says; each good text in turn."""
+    turns = itertools.cycle(good)
+    asked = [rule for rule in known if not isinstance(rule, Answer)]
+    order = random.Random(stable_seed(seed, "spoil", good[0])).sample(asked, len(asked))
+    failed = ((constraints.mend_all(known, text), text) for text in own if text not in good)
+    repaired = [(mended, text) for mended, text in failed if mended]
+    spoilt = [
+        (fine, bad)
+        for fine, rule in zip(turns, [*order, *order], strict=False)
+        if (bad := rule.spoil(fine))
+    ]
+    # A good text that was made by a repair has its bad one already.
+    missing = repaired + spoilt if good[0] not in own else spoilt[:1] + repaired + spoilt[1:]
+    missing = list({bad: (fine, bad) for fine, bad in reversed(missing)}.values())[::-1]
+    yield from missing[:1]
+    if len(asked) < len(known) and (bad := thin_text(known, fine := next(turns), others, seed)):
+        yield fine, bad
+    yield from missing[1 : 1 + minimal]
+
+
+def thin_text(
+    known: Sequence[Requirement], good: str, others: Sequence[str], seed: int
+) -> str | None:
+    """A text that meets every constraint and is no answer, made of a good one, drawn by seed.
+
+    In one of five cases it speaks of another topic, if another prompt's answer can be made to.
     """
-    order = random.Random(stable_seed(seed, "minimal", good)).sample(list(known), len(known))
-    found: list[tuple[str, str]] = []
-    seen = {bad}
-    for rule in order:
-        spoiled = rule.spoil(good)
-        if spoiled and spoiled not in seen and len(found) < count:
-            seen.add(spoiled)
-            found.append((constraints.mend_all(known, spoiled) or good, spoiled))
-    return found
+    asked, rule = known[:-1], known[-1]
+    rng = random.Random(stable_seed(seed, "thin", good))
+    if others and rng.random() < 0.2:
+        foreign = constraints.mend_all(asked, rng.choice(others))
+        if foreign and not rule.check(foreign):
+            return foreign
+    thin = [bad for bad in rule.spoilt(good) if all(constraints.check_all(asked, bad))]
+    return rng.choice(thin) if thin else rule.spoil(good)
 
 
-def good_and_bad(known: Sequence[Constraint], text: str, seed: int) -> tuple[str, str] | None:
+def good_and_bad(known: Sequence[Requirement], text: str, seed: int) -> tuple[str, str] | None:
     """Turn one text into (meets all, misses at least one), by minimal edits.
 
     A text that fails by itself is the bad one; a text that passes is broken in one constraint,
@@ -95,22 +150,27 @@ def good_and_bad(known: Sequence[Constraint], text: str, seed: int) -> tuple[str
 
 
 def whole_sentences(text: str) -> str:
-    """Drop a last sentence that was cut off, unless it is all there is."""
-    text = text.strip()
+    """Drop a last sentence or list item that was cut off, unless it is all there is."""
+    text = re.sub(r"\n\s*(?:\d+[.)]|[-*])\s*$", "", text.strip()).strip()
     end = max(text.rfind(mark) for mark in ".!?")
     return text if end <= 0 or text[-1] in ".!?\"')]}" else text[: end + 1]
 
 
-def reflection(known: Sequence[Constraint], text: str) -> str:
+def shorter(text: str) -> list[str]:
+    """A text and what is left of it after its first sentence, and after its second."""
+    ends = [end for _, end in sentence_spans(text)[:2]]
+    return list(dict.fromkeys([*(text[:end] for end in ends), text]))
+
+
+def reflection(known: Sequence[Requirement], text: str) -> str:
     """What a refinement must change: the names of the constraints that the text misses."""
     missed = [rule.label() for rule in known if not rule.check(text)]
     return "To change: " + "; ".join(missed) + "."
 
 
-def _rows(
-    prompt: Prompt, known: Sequence[Constraint], good: str, bad: str, id: str
-) -> list[TrainingExample]:
+def _rows(prompt: Prompt, good: str, bad: str, id: str) -> list[TrainingExample]:
     """A Yes, and a No with its refinement."""
+    known = requirements(prompt)
     passed = judge_reply(constraints.critique(known, good), True)
     failed = judge_reply(constraints.critique(known, bad), False)
     mended = refine_reply(reflection(known, bad), good)

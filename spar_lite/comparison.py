@@ -2,36 +2,36 @@
 
 Reads finished files alone. Differences are paired by prompt id: bootstrap over prompts for the
 mean, McNemar's exact test where every score is 0 or 1; prompts that only one side has are left out
-and counted. Knows files of runs; no model, no screen.
+and counted. What got worse is said in words. Knows files of runs; no model, no screen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spar_lite.errors import StoreError, did_you_mean
-from spar_lite.evaluate import HeldoutResult, scorecards, share, summarise
+from spar_lite.evaluate import HeldoutResult, alarms, points, scorecards, summarise
 from spar_lite.pipeline import summaries
+from spar_lite.pipeline.scores import Points, counts, difference
 from spar_lite.recipe import Recipe, load_recipe, recipe_slice
-from spar_lite.statistics import distinguishable, mcnemar, paired_difference
-from spar_lite.store import Marker, StageFile, read_lines
+from spar_lite.statistics import clustered_mean, distinguishable
+from spar_lite.store import Marker, StageFile
+from spar_lite.target import last_checkpoint
 
-HELDOUT = "held-out constraints"
-SAME = ("seed", "prompts.kinds", "prompts.per_prompt")
-"""Recipe keys that decide the held-out prompts; their ids are the same in every run."""
+HELDOUT = "held-out answers"
+SAME = ("prompts.kinds", "prompts.per_prompt")
+"""Recipe keys that decide the held-out prompts, whatever the seed."""
 
 IDENTITY: dict[str, tuple[str, ...]] = {
     "ifeval": ("texts",),
-    "constraints": ("seed", "kinds"),
+    "constraints": ("texts",),
     "judge": ("texts",),
-    "refine": ("seed", "kinds", "model"),
+    "refine": ("texts", "model", "quantization", "answer_tokens"),
 }
 """Settings of an evaluation that decide its cases; those of ``refine`` are the base's answers."""
-
-Points = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Side:
 
     ``points``: score by prompt id, for every evaluation it has. ``prompts``: what decides which
     prompt an id stands for; only where two sides agree in it are they compared prompt by prompt.
+    ``heldout``: the held-out results themselves, for what else they say.
     """
 
     name: str
@@ -48,18 +49,32 @@ class Side:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     points: dict[str, Points] = field(default_factory=dict)
     prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heldout: list[HeldoutResult] = field(default_factory=list)
 
 
 def read_side(word: str) -> Side:
-    """Read RUN (its last finished checkpoint) or RUN:CHECKPOINT.
+    """Read RUN (the checkpoint that it ends with, as far as it is) or RUN:CHECKPOINT.
 
     Raises:
-        StoreError: no run there, or no such checkpoint.
+        StoreError: no run there, no such checkpoint, or files of another version.
     """
-    folder, checkpoint = Path(word), ""
-    if not folder.is_dir() and ":" in word:
+    return _read_side(*_split(word))
+
+
+def read_from(word: str, start: str) -> tuple[Side, Side]:
+    """Read a run's checkpoint ``start``, then what ``read_side`` reads."""
+    folder, checkpoint = _split(word)
+    return _read_side(folder, start), _read_side(folder, checkpoint)
+
+
+def _split(word: str) -> tuple[Path, str]:
+    if not Path(word).is_dir() and ":" in word:
         before, _, checkpoint = word.rpartition(":")
-        folder = Path(before)
+        return Path(before), checkpoint
+    return Path(word), ""
+
+
+def _read_side(folder: Path, checkpoint: str) -> Side:
     if not (folder / "recipe.yaml").is_file():
         raise StoreError(f"{folder} holds no recipe.yaml, so it is not a run folder.")
     recipe = load_recipe(folder / "recipe.yaml")
@@ -67,7 +82,7 @@ def read_side(word: str) -> Side:
     known = _checkpoints(folder, stages)
     if not known:
         raise StoreError(f"{folder} has no scores yet. See: spar-lite status {folder}")
-    checkpoint = checkpoint or known[-1]
+    checkpoint = checkpoint or last_checkpoint(folder, known)
     if checkpoint not in known:
         hint = did_you_mean(checkpoint, known)
         raise StoreError(
@@ -77,27 +92,69 @@ def read_side(word: str) -> Side:
     if Marker(folder / checkpoint, "heldout").read() is not None:
         results = StageFile(folder / checkpoint, "heldout", HeldoutResult).load()
         found = summarise(results, recipe.seed)
+        side.heldout.extend(results)
         side.scores[HELDOUT] = {name: asdict(score) for name, score in found.items()}
-        side.points[HELDOUT] = {r.id: share(r.checks) for r in results}
+        side.points[HELDOUT] = counts(results)
         side.prompts[HELDOUT] = recipe_slice(recipe, SAME)
     for name, card in scorecards(folder / "eval"):
         place, _, task = name.partition("/")
         if place == checkpoint:
             side.scores[task] = card["scores"]
-            lines = read_lines(folder / "eval" / place / card["results_file"])
-            side.points[task] = {line["id"]: line["score"] for line in lines}
-            settings = card["settings"]
-            keys = IDENTITY.get(card["task"], ())
-            side.prompts[task] = {key: settings[key] for key in keys if key in settings}
+            settings, keys = card["settings"], IDENTITY.get(card["task"], ())
+            if all(key in settings for key in keys):  # else another version made it
+                side.points[task] = points(folder / "eval", place, card)
+                side.prompts[task] = {key: settings[key] for key in keys}
     return side
 
 
 def compare(sides: Sequence[Side]) -> dict[str, Any]:
-    """Every side's figures, and each later side's difference to the first."""
+    """Every side's figures, each later side's differences to the first, and what got worse."""
+    return _found(sides, [(sides[0], side) for side in sides[1:]])
+
+
+def pool(pairs: Sequence[tuple[Side, Side]]) -> dict[str, Any]:
+    """Runs of several seeds, each from one of its checkpoints to another, and all of them as one.
+
+    Pooled is the mean over runs and prompts. A prompt that all runs answered is one case, so its
+    differences are drawn together; the interval is over prompts, for these runs.
+    """
+    sides = [side for pair in pairs for side in pair]
+    pooled = []
+    for task in sides[0].points:
+        if not all(_same(sides[0], side, task) for side in sides):
+            continue
+        ids = [id for id in sides[0].points[task] if all(id in s.points[task] for s in sides)]
+        changes = [[b.points[task][id] - a.points[task][id] for a, b in pairs] for id in ids]
+        interval = clustered_mean(changes, sides[0].recipe.seed)
+        pooled.append(
+            {
+                "task": task,
+                "from": _places(a for a, _ in pairs),
+                "to": _places(b for _, b in pairs),
+                "runs": len(pairs),
+                "difference": asdict(interval),
+                "distinguishable": interval.n > 1 and distinguishable(interval),
+                "left_out": len({id for s in sides for id in s.points[task]}) - len(ids),
+            }
+        )
+    return {**_found(sides, pairs), "pooled": pooled}
+
+
+def _found(sides: Sequence[Side], pairs: Sequence[tuple[Side, Side]]) -> dict[str, Any]:
     return {
         "runs": [_figures(side) for side in sides],
-        "differences": [found for side in sides[1:] for found in _differences(sides[0], side)],
+        "differences": [found for a, b in pairs for found in _differences(a, b)],
+        "alarms": [
+            {"from": a.name, "to": b.name, "said": said}
+            for a, b in pairs
+            if _same(a, b, HELDOUT) and (said := alarms(a.heldout, b.heldout, a.recipe.seed))
+        ],
     }
+
+
+def _places(sides: Iterable[Side]) -> str:
+    """The checkpoints' names, "iteration-2 or iteration-3" where they differ."""
+    return " or ".join(dict.fromkeys(side.name.rpartition(":")[2] for side in sides))
 
 
 def _checkpoints(folder: Path, stages: Mapping[str, Any]) -> list[str]:
@@ -142,30 +199,20 @@ def _seconds(side: Side) -> list[float]:
     return [float(stage.get("seconds", 0)) for stage in side.stages.values()]
 
 
+def _same(one: Side, other: Side, task: str) -> bool:
+    """Whether both have this evaluation, of the same prompts."""
+    both = task in one.points and task in other.points
+    return both and one.prompts[task] == other.prompts[task]
+
+
 def _differences(first: Side, other: Side) -> list[dict[str, Any]]:
-    found = []
-    for task, before in first.points.items():
-        after = other.points.get(task)
-        if after is None or first.prompts[task] != other.prompts[task]:
-            continue
-        ids = [id for id in before if id in after]
-        difference = paired_difference(
-            [before[id] for id in ids], [after[id] for id in ids], first.recipe.seed
-        )
-        pairs = [(before[id], after[id]) for id in ids]
-        # Few 0/1 pairs that differ make a bootstrap interval too narrow; the exact test decides.
-        binary = all(value in (0, 1) for pair in pairs for value in pair)
-        p = mcnemar([(a == 1, b == 1) for a, b in pairs]) if binary else None
-        clear = distinguishable(difference) if p is None else p < 0.05
-        found.append(
-            {
-                "task": task,
-                "from": first.name,
-                "to": other.name,
-                "difference": asdict(difference),
-                "mcnemar_p": p,
-                "distinguishable": clear,
-                "left_out": len(before.keys() ^ after.keys()),
-            }
-        )
-    return found
+    return [
+        {
+            "task": task,
+            "from": first.name,
+            "to": other.name,
+            **difference(before, other.points[task], first.recipe.seed),
+        }
+        for task, before in first.points.items()
+        if _same(first, other, task)
+    ]

@@ -55,7 +55,8 @@ class Job:
     """One evaluation of one target.
 
     ``folder``: for the results. ``open`` makes the engine, the target's own if None. ``shared``:
-    where the bare base's answers are kept, ``folder`` if None.
+    where the bare base's answers are kept, ``folder`` if None. ``bar``: what the screen calls
+    its answers.
     """
 
     target: Target
@@ -63,6 +64,7 @@ class Job:
     screen: Screen
     open: Callable[[Target, Screen], RolloutEngine] | None = None
     shared: Path | None = None
+    bar: str = "answers"
     _engine: RolloutEngine | None = None
     _start: float = field(default_factory=time.perf_counter)
 
@@ -109,7 +111,7 @@ class Job:
         first: StageFile[Response] = StageFile(self.folder, f"{name}.answers", Response)
         engine = self.engine
         found = collect(
-            self.screen, "answers", first, first_answers(engine, prompts, plan), "answers"
+            self.screen, self.bar, first, first_answers(engine, prompts, plan), "answers"
         )
         by_prompt: dict[str, list[Response]] = {}
         for response in found:
@@ -150,12 +152,13 @@ class Job:
 
 
 def eval_constraints(job: Job, plan: Plan, count: int) -> Card:
-    """Held-out builtin prompts, decoded as the plan says, checked by a program."""
+    """Held-out builtin prompts, decoded as the plan says, checked by a program: what counts."""
     name = f"constraints-{plan.name}"
     card = Scorecard(job.folder, name, ConstraintsResult)
     prompts = job.prompts(count)
     kinds = list(job.target.recipe.prompts.kinds)
-    settings = {"prompts": count, "kinds": kinds, **plan_settings(plan), **job.model_settings()}
+    settings = {"prompts": count, "kinds": kinds, "texts": _texts(prompts)}
+    settings |= {**plan_settings(plan), **job.model_settings()}
     card.begin(settings)
     if (done := card.finished()) is not None:
         return done
@@ -172,8 +175,7 @@ def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan) -> Card:
     check_prompts(utils, prompts)
     name = f"ifeval-{plan.name}"
     card = Scorecard(job.folder, name, IfevalResult)
-    texts = stable_seed(*(p.prompt for p in prompts))
-    settings = {"prompts": len(prompts), "texts": texts}
+    settings = {"prompts": len(prompts), "texts": _texts([p.as_prompt() for p in prompts])}
     settings |= {**plan_settings(plan), **job.model_settings()}
     card.begin(settings)
     if (done := card.finished()) is not None:
@@ -242,9 +244,11 @@ def eval_refine(
     name = f"refine-{critic}{_tag(kinds)}"
     card = Scorecard(job.folder, name, RefineResult)
     judge = job.target.recipe.judge
+    prompts = job.prompts(count, kinds)
     settings = {
         "prompts": count,
         "kinds": list(kinds or job.target.recipe.prompts.kinds),
+        "texts": _texts(prompts),
         "critic": critic,
         "answer_tokens": tokens,
         "reply_tokens": reply_tokens,
@@ -255,7 +259,7 @@ def eval_refine(
     card.begin(settings)
     if (done := card.finished()) is not None:
         return done
-    failed = failed_answers(job.prompts(count, kinds), job.base_answers(count, kinds, tokens))
+    failed = failed_answers(prompts, job.base_answers(count, kinds, tokens))
     items = [
         (p.id, partial(mend_answer, job.engine, p, a, judge, critic, reply_tokens))
         for p, a in failed
@@ -288,6 +292,11 @@ def _decoding(settings: Decoding) -> dict[str, Any]:
         "top_p": settings.top_p,
         "reply_tokens": settings.max_new_tokens,
     }
+
+
+def _texts(prompts: Sequence[Prompt]) -> int:
+    """What tells these prompts from others under the same ids."""
+    return stable_seed(*(p.text for p in prompts))
 
 
 def _tag(kinds: Sequence[str]) -> str:

@@ -22,24 +22,39 @@ def builtin_prompts(
 ) -> list[Prompt]:
     """Compose prompts of one split ("warmup", "train" or "heldout"; no topic is in two).
 
+    Of "heldout" the phrases and words are its own too, and ``seed`` decides nothing: runs that
+    differ in it are scored on the same prompts.
+
     Raises:
         RecipeError: an unknown constraint kind, or more prompts asked for than can be made.
     """
     try:
         tasks = constraints.compose(
-            seed,
+            0 if split == "heldout" else seed,
             count,
             kinds=settings.kinds,
             per_prompt=settings.per_prompt,
             split=split,
             start=start,
+            values=constraints.VALUES.part("heldout" if split == "heldout" else "train"),
         )
     except ValueError as error:
         raise RecipeError(f"prompts: {error}") from None
     return [
-        Prompt(task.id, task.text, tuple(c.to_json() for c in task.constraints), complete=True)
+        Prompt(
+            task.id,
+            task.text,
+            tuple(c.to_json() for c in task.constraints),
+            complete=True,
+            topic=task.topic,
+        )
         for task in tasks
     ]
+
+
+def requirements(prompt: Prompt) -> list[constraints.Requirement]:
+    """All that a program checks of a prompt's answers: its constraints, then that it is one."""
+    return constraints.requirements(prompt.text, prompt.topic, prompt.constraints)
 
 
 def iteration_prompts(settings: Prompts, seed: int, iteration: int) -> tuple[list[Prompt], int]:

@@ -1,5 +1,6 @@
-"""What an iteration's records say about the method: judge, trees, pairs, against the program.
+"""What an iteration's records say about the method: judge, refinements, pairs, against the program.
 
+The program's word is on all that it can check: every constraint, and that the text is an answer.
 Reads the finished files of one iteration; pure counting, no model.
 """
 
@@ -12,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from spar_lite import constraints
+from spar_lite.evaluate.answer import check_answer
 from spar_lite.evaluate.refine import edit_share
+from spar_lite.instructions import requirements
 from spar_lite.judge import majority
 from spar_lite.records import Judgement, PreferencePair, Prompt, Response, Tree
-from spar_lite.statistics import bootstrap_mean, wilson
+from spar_lite.statistics import Interval, bootstrap_mean, wilson
 from spar_lite.store import StageFile
 
 Judged = Sequence[tuple[Prompt, Judgement]]
 
 
 def iteration_metrics(folder: Path) -> dict[str, Any]:
-    """Count one iteration: votes, agreement with the program, trees, pairs' truth and likeness.
+    """Count one iteration: votes, agreement with the program, trees, faults, pairs' truth.
 
     Every share and mean comes with n and a 95 % interval. What a program cannot check is left out
     of the counts that need its word, and their n says so.
@@ -39,12 +42,16 @@ def iteration_metrics(folder: Path) -> dict[str, Any]:
         for node in tree.nodes
         if node.path and node.judgement
     ]
+    texts = [(prompts[r.prompt_id], r.text) for r in responses]
+    mended = [(prompts[t.prompt_id], t.node(t.accepted).text or "") for t in trees if t.accepted]
     return {
         "votes": vote_counts(j for _, j in judged),
         "judge_against_program": agreement(judged),
         "judge_by_kind": agreement_by_kind(judged),
         "trees": tree_counts(trees),
-        "accepted": accepted_truth(trees, judged),
+        "accepted": accepted_truth(trees, judged) | {"others": others_truth(trees, judgements)},
+        "failed_by": fault_shares((p, text) for p, text in texts if whats_wrong(p, text)),
+        "accepted_by": fault_shares(mended),
         "pairs": pair_truth(pairs, prompts) | likeness(pairs, responses, judgements),
     }
 
@@ -95,15 +102,50 @@ def agreement_by_kind(judged: Judged) -> dict[str, Any]:
 def accepted_truth(trees: Sequence[Tree], judged: Judged) -> dict[str, Any]:
     """How true acceptance is, where a program can say.
 
-    ``truly``: of the accepted refinements, those that meet every constraint. ``truly_by_votes``:
-    of all that the model's own majority lets pass, the same; self-praise is what is missing to 1.
+    ``truly``: of the accepted refinements, those that the program lets pass. ``refined``: of all
+    refinements. ``truly_by_votes``: of all that the model's own majority lets pass; self-praise is
+    what is missing to 1.
     """
-    accepted = [t.node(t.accepted).judgement for t in trees if t.accepted]
-    known = [all(j.checks) for j in accepted if j and j.checks]
-    praised = [all(j.checks) for _, j in judged if j.checks and majority(j.votes)[1] is True]
+    accepted = (t.node(t.accepted).judgement for t in trees if t.accepted)
+    refined = (node.judgement for t in trees for node in t.nodes if node.path)
     return {
-        "truly": asdict(wilson(sum(known), len(known))),
-        "truly_by_votes": asdict(wilson(sum(praised), len(praised))),
+        "truly": asdict(truly(accepted)),
+        "refined": asdict(truly(refined)),
+        "truly_by_votes": asdict(truly(j for _, j in judged if majority(j.votes)[1] is True)),
+    }
+
+
+def others_truth(trees: Sequence[Tree], judgements: Iterable[Judgement]) -> dict[str, Any]:
+    """How many of the other answers to the trees' prompts the program lets pass.
+
+    What sampling again would bring, so what refinements have to beat.
+    """
+    roots = {tree.prompt_id: tree.response_id for tree in trees}
+    others = (j for j in judgements if roots.get(j.id.rpartition("/")[0], j.id) != j.id)
+    return asdict(truly(others))
+
+
+def truly(judgements: Iterable[Judgement | None]) -> Interval:
+    """Share that the program lets pass, of those that it can say something of."""
+    known = [all(j.checks) for j in judgements if j and j.checks]
+    return wilson(sum(known), len(known))
+
+
+MISSED = "misses a constraint"
+
+
+def whats_wrong(prompt: Prompt, text: str) -> list[str]:
+    """``MISSED`` and those of ``constraints.FAULTS`` that a text has."""
+    checks, faults = check_answer(prompt, text)
+    return [*([] if all(checks) else [MISSED]), *faults]
+
+
+def fault_shares(answers: Iterable[tuple[Prompt, str]]) -> dict[str, Any]:
+    """Of some answers, how many have each fault, maybe among others."""
+    found = [whats_wrong(prompt, text) for prompt, text in answers]
+    return {
+        name: asdict(wilson(sum(name in faults for faults in found), len(found)))
+        for name in (MISSED, *constraints.FAULTS)
     }
 
 
@@ -135,16 +177,25 @@ def _by_depth(trees: Sequence[Tree]) -> dict[str, Any]:
 
 
 def pair_truth(pairs: Sequence[PreferencePair], prompts: dict[str, Prompt]) -> dict[str, Any]:
-    """How many pairs the program confirms: the chosen answer meets more constraints."""
-    gains = []
+    """How many pairs the program confirms, of those with a constraint to check.
+
+    ``truly_better``: the chosen answer meets more of what is asked, being an answer included.
+    ``chosen_truly``: it meets all of it.
+    """
+    sides = []
     for pair in pairs:
-        known = [constraints.from_json(data) for data in prompts[pair.prompt_id].constraints]
-        if known:
-            better = sum(constraints.check_all(known, pair.chosen))
-            gains.append(better - sum(constraints.check_all(known, pair.rejected)))
+        prompt = prompts[pair.prompt_id]
+        if prompt.constraints:
+            known = requirements(prompt)
+            chosen, rejected = (
+                constraints.check_all(known, text) for text in (pair.chosen, pair.rejected)
+            )
+            sides.append((chosen, rejected))
+    n = len(sides)
     return {
         "pairs": len(pairs),
-        "truly_better": asdict(wilson(sum(gain > 0 for gain in gains), len(gains))),
+        "truly_better": asdict(wilson(sum(sum(a) > sum(b) for a, b in sides), n)),
+        "chosen_truly": asdict(wilson(sum(all(a) for a, _ in sides), n)),
     }
 
 

@@ -6,9 +6,12 @@ does not follow from coordinates.
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
+from spar_lite.constraints import Answer
+from spar_lite.instructions import requirements
 from spar_lite.prompts import answer_messages, judge_messages, refine_messages
 from spar_lite.recipe import Rft
 from spar_lite.records import (
@@ -20,6 +23,12 @@ from spar_lite.records import (
     Tree,
     stable_seed,
 )
+
+SIZES = frozenset({"length", "layout"})
+"""What a constraint claims that is mended by making an answer shorter or longer."""
+
+REWRITTEN = 0.3
+"""Similarity below which two answers are two answers, and not one and its refinement."""
 
 
 def choose_negatives(
@@ -41,7 +50,9 @@ def choose_negatives(
     ]
 
 
-def preference_pairs(prompts: Mapping[str, Prompt], trees: Iterable[Tree]) -> list[PreferencePair]:
+def preference_pairs(
+    prompts: Mapping[str, Prompt], responses: Mapping[str, Response], trees: Iterable[Tree]
+) -> list[PreferencePair]:
     """One pair per accepted tree: chosen = the accepted refinement, rejected = the root's answer.
 
     A refinement equal to the answer it came from teaches nothing and makes no pair.
@@ -50,12 +61,44 @@ def preference_pairs(prompts: Mapping[str, Prompt], trees: Iterable[Tree]) -> li
     for tree in trees:
         if tree.accepted is None:
             continue
-        chosen, rejected = tree.node(tree.accepted).text, tree.node("").text
-        assert chosen is not None and rejected is not None
-        if chosen != rejected:
-            messages = answer_messages(prompts[tree.prompt_id].text)
-            pairs.append(PreferencePair(tree.id, tree.prompt_id, messages, chosen, rejected))
+        prompt, rejected = prompts[tree.prompt_id], responses[tree.response_id]
+        chosen = tree.node(tree.accepted).text
+        assert chosen is not None and rejected.text == tree.node("").text
+        if chosen.strip() != rejected.text.strip():
+            pairs.append(
+                PreferencePair(
+                    tree.id,
+                    prompt.id,
+                    answer_messages(prompt.text),
+                    chosen,
+                    rejected.text,
+                    interference(prompt, rejected, chosen),
+                )
+            )
     return pairs
+
+
+def interference(prompt: Prompt, rejected: Response, chosen: str) -> tuple[str, ...]:
+    """In what a pair differs beside what was mended (paper, section 1: interfering factors).
+
+    "cut off": the rejected answer ran into the token limit, the chosen one ended. "shorter",
+    "longer": by more than half, or more than double, though no length was asked for. "rewritten":
+    hardly a word in common. The last three are how a text that was no answer is mended, so there
+    they do not count.
+    """
+    found = [] if rejected.finished else ["cut off"]
+    known = requirements(prompt)
+    missed = [rule for rule in known if not rule.check(rejected.text)]
+    if not any(isinstance(r, Answer) or getattr(r, "claims", set()) & SIZES for r in missed):
+        before, after = len(rejected.text.split()), len(chosen.split())
+        found += ["shorter"] if 2 * after < before else ["longer"] if after > 2 * before else []
+        found += ["rewritten"] if similarity(rejected.text, chosen) < REWRITTEN else []
+    return tuple(found)
+
+
+def similarity(one: str, other: str) -> float:
+    """Share of words in common and in order: difflib's ratio over words (2 x matches / words)."""
+    return difflib.SequenceMatcher(None, one.split(), other.split(), autojunk=False).ratio()
 
 
 def refiner_examples(
@@ -66,38 +109,61 @@ def refiner_examples(
     settings: Rft,
     seed: object,
 ) -> list[TrainingExample]:
-    """Assemble step 7's data under the paper's caps, deduplicated by first message.
+    """Assemble step 7's data under the paper's caps.
 
-    (a) accepted refinements as two-turn chats; (b) critiques of tree nodes and (c) critiques of
-    sampled answers where the votes did not agree among themselves or with the verdict of record,
-    whose critique is the target.
+    (a) accepted refinements as two-turn chats, the loss on both replies, so that the parent's
+    critique, a No, is a target too; (b) critiques of tree nodes, at most one Yes and one No a
+    tree; (c) critiques of sampled answers. (b) and (c) are those where the votes did not agree
+    among themselves or with the verdict of record, whose critique is the target. What an earlier
+    group asks already is not asked again. A refinement that copies the answer teaches to copy,
+    so it is no example.
     """
-    refined = [_refinement(prompts[tree.prompt_id], tree) for tree in trees if tree.accepted]
-    nodes = [
-        (prompts[tree.prompt_id], node.text, node.judgement)
+    refined = [
+        _refinement(prompts[tree.prompt_id], tree)
         for tree in trees
-        for node in tree.nodes
-        if node.path and node.text is not None and node.judgement
+        if tree.accepted and not _copies(tree)
     ]
     answers = [
         (prompts[r.prompt_id], r.text, judgements[r.id]) for r in responses if r.id in judgements
     ]
+    seen: set[str] = set()
+    found = _draw(refined, settings.refinements, seen, seed, "refinement")
     caps = {
         ("tree critique", True): settings.tree_positive,
         ("tree critique", False): settings.tree_negative,
         ("answer critique", True): settings.answer_positive,
         ("answer critique", False): settings.answer_negative,
     }
-    groups = [_draw(refined, settings.refinements, seed, "refinement")]
     for (kind, verdict), cap in caps.items():
-        source = nodes if kind == "tree critique" else answers
-        found = [
+        nodes = [_contested_node(prompts, tree, verdict) for tree in trees]
+        source = list(filter(None, nodes)) if kind == "tree critique" else answers
+        critiques = [
             TrainingExample(f"{j.id}/{kind}", kind, judge_messages(p.text, text), j.critique)
             for p, text, j in source
             if j.verdict is verdict and j.critique and contested(j)
         ]
-        groups.append(_draw(found, cap, seed, kind, verdict))
-    return [example for group in groups for example in group]
+        found += _draw(critiques, cap, seen, seed, kind, verdict)
+    return found
+
+
+def _contested_node(
+    prompts: Mapping[str, Prompt], tree: Tree, verdict: bool
+) -> tuple[Prompt, str, Judgement] | None:
+    """The tree's first refinement with this verdict whose votes did not agree."""
+    for node in tree.nodes:
+        judgement = node.judgement
+        if not node.path or node.text is None or judgement is None:
+            continue
+        if judgement.verdict is verdict and contested(judgement):
+            return prompts[tree.prompt_id], node.text, judgement
+    return None
+
+
+def _copies(tree: Tree) -> bool:
+    """Whether the accepted refinement is its parent's text, or the root's, again."""
+    assert tree.accepted is not None
+    text = tree.node(tree.accepted).text
+    return text in (tree.node("").text, tree.node(tree.accepted.rpartition(".")[0]).text)
 
 
 def contested(judgement: Judgement) -> bool:
@@ -114,16 +180,24 @@ def _refinement(prompt: Prompt, tree: Tree) -> TrainingExample:
     assert parent.text is not None and parent.judgement and parent.judgement.critique
     assert node.reply is not None
     messages = refine_messages(prompt.text, parent.text, parent.judgement.critique)
-    return TrainingExample(f"{tree.id}/{node.path}/refinement", "refinement", messages, node.reply)
+    id = f"{tree.id}/{node.path}/refinement"
+    return TrainingExample(id, "refinement", messages, node.reply, every_reply=True)
 
 
 def _draw(
-    examples: Sequence[TrainingExample], cap: int, *coordinates: object
+    examples: Sequence[TrainingExample], cap: int, seen: set[str], *coordinates: object
 ) -> list[TrainingExample]:
-    """At most ``cap`` examples, none sharing a first message, in their old order."""
-    first = {example.prompt[0].content: example for example in reversed(examples)}
-    unique = [example for example in examples if first[example.prompt[0].content] is example]
-    if len(unique) <= cap:
-        return unique
-    rng = random.Random(stable_seed("draw", *coordinates))
-    return [unique[i] for i in sorted(rng.sample(range(len(unique)), cap))]
+    """At most ``cap`` examples in their old order, none whose first message was ``seen``.
+
+    ``seen`` grows by those that are drawn.
+    """
+    fresh: dict[str, TrainingExample] = {}
+    for example in examples:
+        if (text := example.prompt[0].content) not in seen:
+            fresh.setdefault(text, example)
+    unique = list(fresh.values())
+    if len(unique) > cap:
+        rng = random.Random(stable_seed("draw", *coordinates))
+        unique = [unique[i] for i in sorted(rng.sample(range(len(unique)), cap))]
+    seen.update(example.prompt[0].content for example in unique)
+    return unique

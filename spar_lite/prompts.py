@@ -11,11 +11,14 @@ Knows chat messages as text; knows no tokenizer, no constraint and no record of 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from spar_lite.records import Message
+from spar_lite.verdict import JUDGEMENT
 
 JUDGE = """\
-Check if the answer follows the instruction. Go through the requirements one by one. \
+Check if the answer follows the instruction. Go through the requirements one by one; the last \
+is that it is an answer: on the topic, in words of its own, saying nothing twice. \
 End with "Final Judgement: Yes" if all are met, otherwise with "Final Judgement: No".
 
 <instruction>
@@ -30,9 +33,12 @@ Rewrite the answer so that every requirement is met. Change as little as possibl
 First say what to change, then write the new answer like this: [[start]] xxx [[end]]"""
 
 EVOLVE = """\
-Rewrite the instruction so that it also sets a constraint on the answer of this kind: {kind} \
-({about}). Keep everything that it asks for. If such a constraint does not fit it, reply None. \
+Rewrite the instruction so that it also sets constraints of these kinds on the answer, the main \
+one above all. Keep everything that it asks for and leave out a kind that contradicts it. Say the \
+constraints in sentences, not in a list. If it is a mathematics or coding problem, reply None. \
 Reply with the new instruction alone.
+
+{constraints}
 
 <instruction>
 {instruction}
@@ -56,24 +62,19 @@ TAXONOMY = {
 }
 """The paper's main groups of constraints (its appendix and public code), in our words."""
 
-_JUDGEMENT = re.compile(r"final[\s*_#:-]*judge?ment", re.IGNORECASE)
-# The template's own words: a reply that repeats the question, or thinks about it, has not answered.
-_QUOTED = r"\s+with\s+[\"'`\u201c]Final Judge?ment: (?:Yes|No)\b[\"'`\u201d]?"
-_QUESTION = re.compile(
-    rf"(?-i:\bEnd){_QUOTED}|\botherwise(?:\s+\w+){{0,3}}?{_QUOTED}"
-    rf"|\bends?(?:\s+\w+){{0,3}}?{_QUOTED}(?=,?\s+(?:if|when|only|unless|or|and)\b)",
-    re.IGNORECASE,
-)
-_ECHO = re.compile(r"(?<![^\W_])yes[\"'`*_]*\s*(?:or|/|\|)\s*[\"'`*_]*no(?![^\W_])", re.IGNORECASE)
-# Whole words only: markdown's underscores may touch them, no_commas and no-comma are others.
-_YES_NO = re.compile(r"(?<![^\W_])(?<![^\W_][_-])(?:(yes)|no)(?!_*[^\W_]|-[^\W_])", re.IGNORECASE)
 _MARKER = re.compile(r"(?<!\[)\[{2,}\s*(start|end)\s*\]{2,}", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"[\s!-/:-@\[-`{-~\u2026]*(?:x{3,}[\s!-/:-@\[-`{-~\u2026]*)?", re.IGNORECASE
 )
-_FENCE = re.compile(r"</?instruction>|```\w*")
-_HEADING = re.compile(r"^\W*(?:new|rewritten|revised)\s+instruction\W*", re.IGNORECASE)
-_TAG = re.compile(r"<(?=\s*+/?\s*+(?:answer|instruction)\s*>)", re.IGNORECASE)
+_HEADING = re.compile(
+    r"\A[\s*_#>]*(?:new|rewritten|revised)\s+instruction[*_]*(?:\s*:[*_]*|[*_#\s]*\n)\s*",
+    re.IGNORECASE,
+)
+_BLOCK = re.compile(r"(`{3,}+)(?:[^\S\n]*[\w+-]*[^\S\n]*\n)?(.*)\1", re.DOTALL)
+_QUOTES = {'"': '"', "\u201c": "\u201d"}
+# A mark opens at a word's start; the curly one says so itself.
+_OPENS = re.compile(r"(?:\A|(?<=[\s(\[]))\"(?=\S)|\u201c")
+_TAG = re.compile(r"<\s*+/?\s*+(answer|instruction)(?:-([0-9]+))?\s*+>", re.IGNORECASE)
 
 
 def answer_messages(instruction: str) -> tuple[Message, ...]:
@@ -83,8 +84,7 @@ def answer_messages(instruction: str) -> tuple[Message, ...]:
 
 def judge_messages(instruction: str, answer: str) -> tuple[Message, ...]:
     """The judge's chat. What the answer quotes of our own markers is made harmless first."""
-    text = JUDGE.format(instruction=neutralise(instruction), answer=neutralise(answer))
-    return (Message("user", text),)
+    return (Message("user", _fenced(JUDGE, instruction=instruction, answer=answer)),)
 
 
 def refine_messages(instruction: str, answer: str, critique: str) -> tuple[Message, ...]:
@@ -106,10 +106,32 @@ def refine_reply(reflection: str, answer: str) -> str:
     return f"{reflection}\n[[start]] {answer} [[end]]"
 
 
-def evolve_messages(instruction: str, kind: str) -> tuple[Message, ...]:
-    """The chat that asks for a constraint of one of the kinds in ``TAXONOMY``."""
-    text = EVOLVE.format(kind=kind, about=TAXONOMY[kind], instruction=neutralise(instruction))
+def evolve_messages(instruction: str, kinds: Sequence[str]) -> tuple[Message, ...]:
+    """The chat that asks for constraints of these kinds in ``TAXONOMY``, the main one first."""
+    names = ["Main constraint", *["Other constraint"] * (len(kinds) - 1)]
+    lines = [f"{name}: {kind} ({TAXONOMY[kind]})" for name, kind in zip(names, kinds, strict=True)]
+    text = _fenced(EVOLVE, constraints="\n".join(lines), instruction=instruction)
     return (Message("user", text),)
+
+
+def _fenced(template: str, **texts: str) -> str:
+    """The template with texts between tags that none of them holds, so that none can close one.
+
+    Where a text asks for <answer></answer> itself, it stands between <answer-2> and </answer-2>.
+    """
+    shown = {name: neutralise(text) for name, text in texts.items()}
+    for name in texts:
+        tag = _free_tag(name, *shown.values())
+        template = template.replace(f"<{name}>", f"<{tag}>").replace(f"</{name}>", f"</{tag}>")
+    return template.format(**shown)
+
+
+def _free_tag(name: str, *texts: str) -> str:
+    """The name, or the first of name-2, name-3 and so on that is no tag in any of the texts."""
+    found = [tag.groups() for text in texts for tag in _TAG.finditer(text)]
+    taken = {number or "1" for word, number in found if word.lower() == name}
+    free = next(n for n in range(1, len(taken) + 2) if str(n) not in taken)
+    return name if free == 1 else f"{name}-{free}"
 
 
 def parse_evolved(text: str, instruction: str) -> tuple[bool, str | None]:
@@ -118,40 +140,47 @@ def parse_evolved(text: str, instruction: str) -> tuple[bool, str | None]:
     Readable means None, or another text that keeps at least half of the instruction's longer words
     and adds no more than it can hold: a reply that answers the instruction is no rewriting.
     """
-    text = _FENCE.sub("", text).strip().strip('"').strip()
-    text = _HEADING.sub("", text).strip().strip('"').strip()
+    tag = _free_tag("instruction", instruction)
+    text = _unwrapped(re.sub(f"</?{tag}>", "", text))
     if text.rstrip(".!").casefold() == "none":
         return True, None
     wanted = {word for word in re.findall(r"[^\W_]+", instruction.lower()) if len(word) > 3}
     kept = wanted & set(re.findall(r"[^\W_]+", text.lower()))
     fits = len(instruction) < len(text) <= 3 * len(instruction) + 400
-    usable = fits and 2 * len(kept) >= len(wanted) and "<instruction>" not in text
+    usable = fits and 2 * len(kept) >= len(wanted)
     return usable, text if usable else None
 
 
+def _unwrapped(text: str) -> str:
+    """The text without a heading and without quotes or code fences that go around all of it."""
+    for _ in range(4):  # so deep at most: a fence, quotes, a heading, quotes
+        text = _HEADING.sub("", text.strip())
+        block = _BLOCK.fullmatch(text)
+        if block and _is_block(block[1], block[2]):
+            text = block[2].strip()
+        elif len(text) > 1 and text[-1] == _QUOTES.get(text[0]) and _is_pair(text[1:-1]):
+            text = text[1:-1].strip()
+    return text
+
+
+def _is_block(fence: str, inside: str) -> bool:
+    """Whether fences around this belong together: the first one inside, if any, opens another."""
+    first = re.search(rf"^{fence}`*(.*)$", inside, re.MULTILINE)
+    return not first or bool(first[1].strip())
+
+
+def _is_pair(inside: str) -> bool:
+    """Whether quotes around this belong together: those of `"x" and "y"` do not."""
+    mark = re.search('["\u201c\u201d]', inside)
+    return not mark or bool(_OPENS.match(inside, mark.start()))
+
+
 def neutralise(text: str) -> str:
-    """Make text harmless inside a template: it can neither close its tag nor carry a marker.
+    """Make text harmless inside a template: it cannot carry a marker.
 
     A reply that echoes the result holds nothing that the parsers take for a verdict or refinement.
     """
-    text = _JUDGEMENT.sub("closing remark", text)
-    text = _MARKER.sub(r"[\1]", text)
-    return _TAG.sub("(", text)
-
-
-def parse_verdict(text: str) -> bool | None:
-    """Read a judge reply: True for Yes, False for No, None where it cannot be read.
-
-    What follows the last "Final Judg(e)ment" counts, on its line or the next ones, as a whole word,
-    whatever the case, markdown or punctuation. Of both words the first decides, except that an echo
-    of "(Yes or No)" is skipped. An echo of the judge prompt is no judgement.
-    """
-    text = _QUESTION.sub("", text)
-    ends = [mention.end() for mention in _JUDGEMENT.finditer(text)]
-    if not ends:
-        return None
-    word = _YES_NO.search(_ECHO.sub(" ", text[ends[-1] :]))
-    return None if word is None else word.group(1) is not None
+    return _MARKER.sub(r"[\1]", JUDGEMENT.sub("closing remark", text))
 
 
 def parse_refinement(text: str) -> str | None:

@@ -117,8 +117,12 @@ class Prompts(Section):
         return self
 
 
+# The paper has 14 kinds; one is the main one, and length is never another.
+Others = Annotated[int, Field(ge=0, le=12)]
+
+
 class Evolve(Section):
-    """Plain instructions become constraint-bearing ones before they are answered."""
+    """Plain instructions become constraint-bearing ones, or are left out."""
 
     way: Literal["none", "constraints", "model", "openai"] = Field(
         "none",
@@ -130,7 +134,14 @@ class Evolve(Section):
     per_prompt: tuple[Count, Count] = Field(
         (1, 2), description="for constraints: fewest and most that are added"
     )
-    tries: Count = Field(2, description="replies asked for until one can be used")
+    others: tuple[Others, Others] = Field(
+        (1, 3),
+        description="for model and openai: fewest and most constraints asked for beside the main "
+        "one; [0, 0] is easier for small models",
+    )
+    tries: Count = Field(
+        2, description="replies asked for until one can be used; without one the prompt is left out"
+    )
     max_new_tokens: Count = Field(256, description="longest rewritten instruction, in tokens")
     temperature: Temperature = Field(0.7, description="of the rewriting; 0 is greedy")
     url: str = Field("http://localhost:8000/v1", description="for openai: the endpoint's base")
@@ -139,6 +150,13 @@ class Evolve(Section):
         "OPENAI_API_KEY", description="for openai: the environment variable that holds the key"
     )
     parallel: Count = Field(8, description="for openai: requests at a time")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Evolve:
+        for name, (fewest, most) in {"per_prompt": self.per_prompt, "others": self.others}.items():
+            if fewest > most:
+                raise ValueError(f"{name} wants [fewest, most], found {[fewest, most]}")
+        return self
 
 
 class Training(Section):
@@ -250,7 +268,10 @@ class Search(Decoding):
     depth: Count = Field(3, description="refinements in a row, at most")
     budget: Count = Field(1000, description="refinements per tree, at most")
     gate: Fraction = Field(0.5, description="a node is accepted if its value is strictly above")
-    tries: Count = Field(3, description="replies asked for until a refinement can be read")
+    tries: Count = Field(
+        9,
+        description="replies asked for until a refinement can be read (official code: 3 times 3)",
+    )
     max_new_tokens: Count = Field(3072, description="longest reply, in tokens")
 
     @model_validator(mode="after")
@@ -268,9 +289,35 @@ class Dpo(Training):
     """Preference training of the actor, reference = the actor at the iteration's start."""
 
     lr: Positive = Field(5e-6, description="peak learning rate (paper: 2e-7, full fine-tuning)")
-    beta: Positive = Field(0.1, description="DPO's beta: how closely the reference is kept")
+    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "nca_pair", "apo_zero", "robust"] = Field(
+        "sigmoid",
+        description="by TRL's names: sigmoid (the paper's DPO), sigmoid_norm and ipo (means over "
+        "tokens), nca_pair and apo_zero (each answer by itself), robust (some pairs are wrong)",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.1, description="for robust: share of pairs that are taken to be the wrong way round"
+    )
+    beta: Positive = Field(
+        0.1,
+        description="DPO's beta: how closely the reference is kept; sigmoid_norm wants about 5",
+    )
     nll_weight: Annotated[float, Field(ge=0)] = Field(
         0.1, description="weight of the mean log-likelihood loss on the chosen answer"
+    )
+    interfering: bool = Field(
+        False,
+        description="also train on pairs whose sides differ in more than what was mended: cut off "
+        "against finished, much shorter or longer, or rewritten",
+    )
+
+
+class Iterate(Section):
+    """From one iteration to the next."""
+
+    keep: Literal["better", "always"] = Field(
+        "better",
+        description="better: where an iteration lowers the share of held-out answers that count, "
+        "the next one starts from the adapters of before; always: from the new ones (the paper)",
     )
 
 
@@ -295,7 +342,7 @@ class Rft(Training):
 
 
 class Evaluate(Section):
-    """Before/after score on held-out builtin prompts, greedy decoding."""
+    """Before/after scores, greedy decoding: held-out builtin prompts and, if asked for, IFEval."""
 
     prompts: Natural = Field(200, description="held-out prompts; 0 skips the evaluation")
     review: Natural = Field(
@@ -303,6 +350,13 @@ class Evaluate(Section):
     )
     max_new_tokens: Count = Field(256, description="longest answer, in tokens")
     reply_tokens: Count = Field(512, description="longest judgement or refinement, in tokens")
+    ifeval: Natural = Field(
+        0,
+        description="IFEval prompts, the first ones, that the base, the warm-up and what the run "
+        "ends with answer as well; 0 skips it (wants the extra eval and NLTK's punkt_tab)",
+    )
+    ifeval_data: str = Field("", description="IFEval's input_data.jsonl; empty: from the Hub")
+    ifeval_tokens: Count = Field(1280, description="longest answer to one of them, in tokens")
 
 
 class EngineSettings(Section):
@@ -327,6 +381,7 @@ class Recipe(Section):
 
     seed: int = Field(0, description="every random choice follows from it")
     iterations: Natural = Field(3, description="turns of the loop; 0 ends after the warm-up")
+    iterate: Iterate = Field(Iterate(), description="from one iteration to the next")
     model: Model = Field(..., description="the base model")
     prompts: Prompts = Field(Prompts(), description="instructions to train on")
     evolve: Evolve = Field(Evolve(), description="constraints added to plain instructions")

@@ -30,13 +30,15 @@ class Prompt:
     """An instruction, with what a program can check about its answers.
 
     ``constraints`` are the JSON forms of ``spar_lite.constraints``. ``complete`` says that they are
-    all there is to judge; otherwise a judge must still look at the rest of the instruction.
+    all there is to judge, beside that it is an answer at all; otherwise a judge must still look at
+    the rest of the instruction. ``topic``: what the answer must speak of, "" if not known.
     """
 
     id: str
     text: str
     constraints: tuple[dict[str, Any], ...] = ()
     complete: bool = False
+    topic: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,13 +147,18 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """DPO data: ``chosen`` is the accepted refinement of ``rejected``. ``id`` is the tree's."""
+    """DPO data: ``chosen`` is the accepted refinement of ``rejected``. ``id`` is the tree's.
+
+    ``interferes``: in what the two sides differ beside what was mended ("cut off", "shorter",
+    "longer", "rewritten"); a training on such a pair learns that as well.
+    """
 
     id: str
     prompt_id: str
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    interferes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,36 +4,49 @@ A node is an answer, an edge one refinement. A child is refined from its parent'
 judged; its value is the judgement's. BFS and DFS share one ``expand``; each tree is one coroutine,
 so trees never wait for one another, and the engine batches whatever is in flight.
 
+A judgement belongs to a text: an answer that comes back in its tree draws no lot again but shares
+the judgement of the first node that held it. Votes without a majority are drawn anew, ``ROUNDS``
+times in all. What ``judge.early_stop`` left out is drawn where two answers must be put in order,
+so that the ranking is that of all votes. A program's verdict needs none of this.
+
 Greedy: the best ``keep`` children go deeper; equal values keep their order of birth. A child
-without a judgement (tie, nothing readable) is recorded but neither accepted nor refined.
+without a verdict (no round had a majority) is recorded but neither accepted nor refined, and
+never the best.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spar_lite.engine import Engine, strip_thinking
-from spar_lite.judge import judge_answer
+from spar_lite.judge import Judgements
 from spar_lite.prompts import parse_refinement, refine_messages
 from spar_lite.recipe import Judge, Search
 from spar_lite.records import Cost, Judgement, Node, Prompt, Response, Tree
 from spar_lite.sample import complete
 
+ROUNDS = 3
+"""Times that votes on a refinement are drawn until they have a majority (the official code's)."""
+
 Stop = Literal["accepted", "depth", "budget", "no child"]
+Rank = tuple[float, float]
 
 
 @dataclass(slots=True)
 class Grower:
-    """One tree in the making: its nodes so far, what may still be spent, what it has cost."""
+    """One tree in the making: its nodes so far, what may still be spent, what refining has cost.
+
+    What the judges say is in ``answers``, by text; a node gets its judgement in ``finished``.
+    """
 
     engine: Engine
     prompt: Prompt
     id: str
     settings: Search
-    judge: Judge
+    answers: Judgements
     root: Node
     nodes: list[Node] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
@@ -46,35 +59,51 @@ class Grower:
     async def expand(self, parents: Sequence[Node]) -> list[Node]:
         """Refine each parent ``branch`` times, all at once, as far as the budget goes.
 
-        Returns the judged children, best first.
+        New texts are then judged, each under the first path that holds it. Returns the children
+        with a verdict, best first.
         """
         places = [(p, n) for p in parents for n in range(self.settings.branch)][: self.left]
         children = await asyncio.gather(*(self._child(parent, n) for parent, n in places))
         self.nodes.extend(children)
-        return sorted(
-            (c for c in children if c.judgement and c.judgement.verdict is not None),
-            key=self.rank,
-            reverse=True,
-        )
+        last_first = sorted(children, key=_order, reverse=True)  # of copies the first path stays
+        ids = {node.text: f"{self.id}/{node.path}" for node in last_first if node.text is not None}
+        await self.answers.judge(ids, ROUNDS)
+        judged = [node for node in children if self._has_verdict(node)]
+        await self._settle(judged)
+        return sorted(judged, key=self.rank, reverse=True)
 
-    def rank(self, node: Node) -> tuple[float, float]:
-        """Sort key: the value; where a program judges too, then the share of constraints met.
+    def rank(self, node: Node) -> Rank:
+        """Sort key: the least value that is sure; then, with a program, the constraints met.
 
-        In hybrid and code mode every fail has value 0, so the share parts what would be ties. In
+        In hybrid and code mode every fail has value 0, so their share parts what would be ties. In
         llm mode the paper's rule stands alone.
         """
-        checks = node.judgement.checks if node.judgement and self.judge.mode != "llm" else ()
-        return node_value(node), sum(checks) / len(checks) if checks else 0.0
+        return self._bounds(node)[0]
 
     def accepts(self, ranked: Sequence[Node]) -> bool:
         """Whether the best of some ranked children is strictly above the gate."""
-        return bool(ranked) and node_value(ranked[0]) > self.settings.gate
+        return bool(ranked) and self.rank(ranked[0])[0] > self.settings.gate
+
+    async def best(self) -> Node:
+        """The highest node of those with a verdict, which the root has; the first of equals."""
+        nodes = [node for node in sorted(self.nodes, key=_order) if self._has_verdict(node)]
+        await self._find_first(nodes)
+        return max(nodes, key=self.rank)
+
+    def finished(self) -> tuple[Node, ...]:
+        """All nodes by depth and path, with their judgements."""
+        known = self.answers.known
+        return tuple(
+            node if node.text is None else replace(node, judgement=known[node.text])
+            for node in sorted(self.nodes, key=_order)
+        )
 
     async def _child(self, parent: Node, number: int) -> Node:
-        """Ask for one refinement, again while it cannot be read, and judge it."""
+        """Ask for one refinement, again while it cannot be read; nobody has judged it yet."""
         path = f"{parent.path}.{number}" if parent.path else str(number)
-        assert parent.text is not None and parent.judgement and parent.judgement.critique
-        messages = refine_messages(self.prompt.text, parent.text, parent.judgement.critique)
+        critique = self.answers.known[_text(parent)].critique
+        assert critique
+        messages = refine_messages(self.prompt.text, _text(parent), critique)
         failed: list[str] = []
         for attempt in range(self.settings.tries):
             id = f"{self.id}/{path}/r{attempt}"
@@ -83,13 +112,48 @@ class Grower:
             reply = strip_thinking(done.text)
             text = parse_refinement(reply)
             if text is not None:
-                judgement = await judge_answer(
-                    self.engine, self.prompt, text, f"{self.id}/{path}", self.judge
-                )
-                self.cost += judgement.cost
-                return Node(path, text, reply, tuple(failed), judgement)
+                return Node(path, text, reply, tuple(failed), None)
             failed.append(reply)
         return Node(path, None, None, tuple(failed), None)
+
+    async def _settle(self, judged: Sequence[Node]) -> None:
+        """Have all votes drawn of siblings where their order counts.
+
+        It says which is accepted, if any passes the gate; else who goes deeper, and who first.
+        """
+        gate = self.settings.gate
+        # Never at a gate of 0.5: there the verdict, which is sure, says who passes.
+        unsure = [n for n in judged if self.rank(n)[0] <= gate < self._bounds(n)[1][0]]
+        await self.answers.complete(_texts(unsure))
+        passing = [node for node in judged if self.rank(node)[0] > gate]
+        if passing:
+            await self._find_first(passing)
+        elif self.left > 0 and any(node.depth < self.settings.depth for node in judged):
+            await self._compare(judged)
+
+    async def _find_first(self, nodes: Sequence[Node]) -> None:
+        """Have all votes drawn of the nodes that could still rank first; of equals the first."""
+        floor = max((self.rank(node), -place) for place, node in enumerate(nodes))
+        await self._compare(
+            [n for place, n in enumerate(nodes) if (self._bounds(n)[1], -place) >= floor]
+        )
+
+    async def _compare(self, nodes: Sequence[Node]) -> None:
+        """Have all votes drawn of some nodes, unless they are all the same text."""
+        texts = _texts(nodes)
+        if len(texts) > 1:
+            await self.answers.complete(texts)
+
+    def _has_verdict(self, node: Node) -> bool:
+        return node.text is not None and self.answers.known[node.text].verdict is not None
+
+    def _bounds(self, node: Node) -> tuple[Rank, Rank]:
+        """The lowest and the highest rank that the votes left out could still give a node."""
+        program = self.answers.settings.mode != "llm"
+        checks = self.answers.known[_text(node)].checks if program else ()
+        share = sum(checks) / len(checks) if checks else 0.0
+        least, most = self.answers.bounds(_text(node))
+        return (least, share), (most, share)
 
 
 async def search_tree(
@@ -102,13 +166,14 @@ async def search_tree(
 ) -> Tree:
     """Search from one failed answer; every node, vote and reply is kept in the tree."""
     root = Node("", negative.text, None, (), judgement)
-    grower = Grower(engine, prompt, prompt.id, settings, judge, root, nodes=[root])
+    answers = Judgements(engine, prompt, judge, {negative.text: judgement})
+    grower = Grower(engine, prompt, prompt.id, settings, answers, root, nodes=[root])
     walk = breadth_first if settings.strategy == "bfs" else depth_first
     stop, accepted = await walk(grower)
-    nodes = tuple(sorted(grower.nodes, key=_order))
-    best = accepted or max((n for n in nodes if n.judgement), key=grower.rank)
+    best = accepted or await grower.best()
     path = accepted.path if accepted else None
-    return Tree(prompt.id, prompt.id, negative.id, nodes, path, best.path, stop, grower.cost)
+    cost = grower.cost + answers.cost
+    return Tree(prompt.id, prompt.id, negative.id, grower.finished(), path, best.path, stop, cost)
 
 
 async def breadth_first(grower: Grower) -> tuple[Stop, Node | None]:
@@ -151,6 +216,16 @@ def node_value(node: Node) -> float:
     """A node's value, -1 where it has none: below every real one."""
     value = node.judgement.value if node.judgement else None
     return -1.0 if value is None else value
+
+
+def _text(node: Node) -> str:
+    assert node.text is not None
+    return node.text
+
+
+def _texts(nodes: Sequence[Node]) -> list[str]:
+    """Each text once, in a fixed order."""
+    return list(dict.fromkeys(_text(node) for node in nodes))
 
 
 def _order(node: Node) -> tuple[int, list[int]]:

@@ -118,6 +118,58 @@ def distinguishable(difference: Interval) -> bool:
     return difference.low > 0 or difference.high < 0
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean, NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Two means over the same cases and their difference.
+
+    ``p``: McNemar's exact p where every value is 0 or 1, else None.
+    """
+
+    before: float
+    after: float
+    difference: Interval
+    p: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than chance; one case alone never is."""
+        # Few 0/1 pairs that differ make a bootstrap interval too narrow; the exact test decides.
+        if self.p is not None:
+            return self.p < 0.05
+        return self.difference.n > 1 and distinguishable(self.difference)
+
+    @property
+    def rose(self) -> bool:
+        """Whether it is clear, and upwards."""
+        return self.clear and self.after > self.before
+
+
+def paired_change(before: Sequence[float], after: Sequence[float], seed: int) -> Change:
+    """Compare the same cases in the same order; without any, all is NaN and nothing clear."""
+    pairs = list(zip(before, after, strict=True))
+    binary = all(value in (0, 1) for pair in pairs for value in pair)
+    p = mcnemar([(a == 1, b == 1) for a, b in pairs]) if binary else None
+    return Change(mean(before), mean(after), paired_difference(before, after, seed), p)
+
+
+def clustered_mean(clusters: Sequence[Sequence[float]], seed: int) -> Interval:
+    """Mean of all values, bootstrap over whole clusters; n counts clusters.
+
+    For a prompt that several runs answered: its values are no independent cases, so they are drawn
+    together or not at all. Clusters weigh by their size.
+    """
+
+    def whole(drawn: Sequence[Sequence[float]]) -> float:
+        return sum(map(sum, drawn)) / sum(map(len, drawn))
+
+    return bootstrap([cluster for cluster in clusters if cluster], whole, seed)
+
+
 def _between(value: float, drawn: Sequence[float], n: int) -> Interval:
     """The expanded 95 % percentiles of sorted draws."""
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t95(n - 1)) if n > 1 else 0.0

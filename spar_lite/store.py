@@ -68,8 +68,9 @@ class StageFile(Generic[T]):
             return from_json(self.kind, json.loads(line.decode()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(
-                f"{path} line {number} is not a {self.kind.__name__} record ({error}). "
-                f"Restore the file, or start anew with another --run folder."
+                f"{path} line {number} is not a {self.kind.__name__} record ({error}); another "
+                f"version may have made it. Restore the file, or start anew with another --run "
+                f"folder."
             ) from None
 
 

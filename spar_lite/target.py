@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spar_lite.errors import ModelError, StoreError, did_you_mean
 from spar_lite.recipe import Recipe, load_recipe, parse_recipe
 from spar_lite.records import Role, stable_seed
+from spar_lite.store import Marker
 
 if TYPE_CHECKING:
     from spar_lite.model import RolloutEngine
@@ -90,14 +91,33 @@ def checkpoints(folder: Path) -> dict[str, dict[Role, Path]]:
     return found
 
 
+def kept_after(folder: Path, iteration: int) -> int:
+    """The iteration whose adapters stand after ``iteration`` (0: the warm-up's).
+
+    An earlier one where a run kept the better checkpoint.
+    """
+    found = Marker(folder / f"iteration-{iteration}", "keep").read() if iteration else None
+    return int(found["kept"]) if found else iteration
+
+
 def _run_target(path: Path, checkpoint: str | None, overrides: Sequence[str]) -> Target:
     known = checkpoints(path)
-    name = checkpoint or list(known)[-1]
+    name = checkpoint or last_checkpoint(path, list(known))
     if name not in known:
         hint = did_you_mean(name, known)
         raise StoreError(f"{path} has no checkpoint {name}; it has {', '.join(known)}.{hint}")
     recipe = load_recipe(path / "recipe.yaml", overrides)
     return Target(f"{path} {name}", recipe, path / "eval" / name, known[name])
+
+
+def last_checkpoint(path: Path, names: list[str]) -> str:
+    """The checkpoint that a run ends with: the last one, or the one that was kept for it."""
+    last = names[-1]
+    if not last.startswith("iteration-"):
+        return last
+    kept = kept_after(path, int(last[10:]))
+    found = f"iteration-{kept}" if kept else "bootstrap"
+    return found if found in names else "base"
 
 
 def _adapter_target(path: Path, overrides: Sequence[str]) -> Target:

@@ -3,43 +3,118 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from spar_lite import bootstrap, constraints
-from spar_lite.constraints import EndsWith, StartsWith
+from spar_lite.constraints import KINDS, EndsWith, StartsWith
+from spar_lite.constraints.text import sentences
 from spar_lite.errors import RecipeError
-from spar_lite.prompts import parse_refinement, parse_verdict
-from spar_lite.records import Cost, Prompt, Response
+from spar_lite.instructions import builtin_prompts, requirements
+from spar_lite.prompts import parse_refinement
+from spar_lite.recipe import Prompts
+from spar_lite.records import Cost, Prompt, Response, TrainingExample
+from spar_lite.verdict import parse_verdict
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
-ASK = Prompt("w-0", 'Describe tea. Begin your answer with "Well".', (WELL,), complete=True)
+TEXT = 'Describe {}. Begin your answer with "Well".'
+ASK = Prompt("w-0", TEXT.format("tea"), (WELL,), complete=True, topic="tea")
+RULE = StartsWith("Well")
+GOOD = "Well, tea is a warm drink made of leaves."
+BARE = "Tea is a warm drink made of leaves."
 
 
-def answer(text: str, id: str = "w-0") -> Response:
-    return Response(f"{id}/0", id, text, True, Cost())
+def answer(text: str, k: int = 0, prompt: str = "w-0", finished: bool = True) -> Response:
+    return Response(f"{prompt}/{k}", prompt, text, finished, Cost())
 
 
-@pytest.mark.parametrize("text", ["Tea is warm.", "Well, tea is warm."])
-def test_lessons_hold_one_yes_one_no_and_one_right_refinement(text: str) -> None:
-    """Whether the model's own answer fails (mended) or passes (spoiled), the rows are the same."""
-    rows = {row.kind: row for row in bootstrap.lessons([ASK], [answer(text)], seed=0)}
-    rule = StartsWith("Well")
-    assert rule.check(rows["answer"].completion)
-    assert parse_verdict(rows["judgement"].completion) is True
-    ask, critique, _ = rows["refinement"].prompt
-    assert ask.role == "user" and parse_verdict(critique.content) is False
-    refined = parse_refinement(rows["refinement"].completion)
-    assert refined is not None and rule.check(refined)
-    assert rows["refinement"].every_reply and not rows["judgement"].every_reply
-    assert bootstrap.actor_rows(rows.values()) == [rows["answer"]]
-    assert len(bootstrap.refiner_rows(rows.values())) == 2
+def texts(rows: list[TrainingExample]) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """(answers taught, texts judged with a Yes, (bad text judged with a No, its refinement))."""
+    answers = [row.completion for row in rows if row.kind == "answer"]
+    passed, mended = [], []
+    for row in rows:
+        shown = row.prompt[0].content.partition("<answer>\n")[2].removesuffix("\n</answer>")
+        if row.kind == "judgement":
+            assert parse_verdict(row.completion) is True and not row.every_reply
+            passed.append(shown)
+        if row.kind == "refinement":
+            assert parse_verdict(row.prompt[1].content) is False and row.every_reply
+            refined = parse_refinement(row.completion)
+            assert refined is not None
+            mended.append((shown, refined))
+    return answers, passed, mended
 
 
-def test_an_answer_that_cannot_be_mended_gives_no_lesson() -> None:
-    assert bootstrap.lessons([ASK], [answer("")], seed=0) == []
+def test_a_model_is_taught_its_own_good_answers_and_their_small_corruptions() -> None:
+    """What it said well is not touched; the bad texts miss the phrase, or are no answer."""
+    also = "Well, most people drink tea with a little milk."
+    said = [answer(BARE, 0), answer(GOOD, 1), answer(also, 2), answer("", 3)]
+    rows = bootstrap.lessons([ASK], said, seed=0, minimal=1)
+    answers, passed, mended = texts(rows)
+    assert answers == [GOOD, also], "its own words, the shorter first"
+    assert passed == [GOOD, also, "Well: Tea is a warm drink made of leaves."]
+    rule = requirements(ASK)[-1]
+    (missing, _), (thin, _), (failed, repaired) = mended
+    assert not RULE.check(missing) and rule.check(missing)
+    assert RULE.check(thin) and not rule.check(thin)
+    assert (failed, repaired) == (BARE, passed[2]), "what it said badly, where a repair helps"
+    assert bootstrap.actor_rows(rows) == [row for row in rows if row.kind == "answer"]
+    assert len(bootstrap.refiner_rows(rows)) == 6
+
+
+def test_without_a_good_answer_one_that_a_repair_makes_good_is_taught() -> None:
+    answers, _, mended = texts(bootstrap.lessons([ASK], [answer(BARE)], seed=0))
+    assert answers == ["Well: Tea is a warm drink made of leaves."]
+    assert (BARE, answers[0]) in mended
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Coffee is a warm drink made of beans.",  # another topic: no repair makes it an answer
+        "Tea.",
+        'The first words of your answer must be "Well".',
+    ],
+)
+def test_what_no_repair_makes_an_answer_gives_no_lesson(text: str) -> None:
+    assert bootstrap.lessons([ASK], [answer(text)], seed=0) == []
     assert bootstrap.lessons([ASK], [], seed=0) == []
+
+
+def test_every_row_is_right_and_no_canned_sentence_comes_more_than_rarely() -> None:
+    """Of every kind: good texts meet everything, bad ones do not, and texts are the model's own."""
+    facts = [
+        "{} gives people joy in many ways every day.",
+        "I like {} because it makes the long day shorter and better.",
+        "Many old books tell of {} and of the people who love it.",
+        "{} costs little, lasts for years and never grows dull",
+        "Here is something about {}: nobody knows where it first came from.",
+    ]
+    kinds = tuple(kind for kind, rule in KINDS.items() if not rule.standalone)
+    prompts = builtin_prompts(Prompts(kinds=kinds, per_prompt=(1, 2)), 0, "warmup", 120)
+    said = [
+        answer(fact.format(p.topic), k, p.id, finished=fact.endswith("."))
+        for p in prompts
+        for k, fact in enumerate(facts)
+    ]
+    rows = bootstrap.lessons(prompts, said, seed=0, minimal=1)
+    by_id = {p.id: p for p in prompts}
+    for row in rows:
+        known = requirements(by_id[row.id.partition("/")[0]])
+        answers, passed, mended = texts([row])
+        for good in (*answers, *passed, *(refined for _, refined in mended)):
+            assert all(constraints.check_all(known, good)), (known, good)
+        for bad, _ in mended:
+            assert not all(constraints.check_all(known, bad)), (known, bad)
+    assert len({row.id for row in rows}) == len(rows)
+    own = {s for fact in facts for p in prompts for s in sentences(fact.format(p.topic))}
+    good = [row.completion for row in rows if row.kind == "answer"]
+    added = Counter(s for text in good for s in sentences(text) if s not in own)
+    del added["P.S."]  # which is asked for
+    assert len(good) > 80 and max(added.values()) <= len(good) // 20, added.most_common(3)
 
 
 def test_the_bad_text_differs_from_the_good_in_one_constraint_only() -> None:
@@ -54,6 +129,7 @@ def test_the_bad_text_differs_from_the_good_in_one_constraint_only() -> None:
     [
         ("Tea is warm. It also", "Tea is warm."),  # cut off by the token limit
         ("Tea is warm.", "Tea is warm."),
+        ("Tea:\n1. It is warm.\n2. ", "Tea:\n1. It is warm."),  # an item that was only numbered
         ("tea is", "tea is"),  # all there is
         ('He said "tea."', 'He said "tea."'),
         ("  ", ""),

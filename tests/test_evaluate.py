@@ -20,9 +20,13 @@ from spar_lite.metrics import (
     accepted_truth,
     agreement,
     agreement_by_kind,
+    fault_shares,
     likeness,
+    others_truth,
+    pair_truth,
     tree_counts,
     vote_counts,
+    whats_wrong,
 )
 from spar_lite.recipe import Evaluate
 from spar_lite.records import (
@@ -80,21 +84,23 @@ def test_bootstrap_is_near_the_normal_interval() -> None:
 
 def result(id: str, *checks: bool, said: bool | None = None) -> HeldoutResult:
     vote = Vote("", said) if said is not None else None
-    return HeldoutResult(id, "two words", True, checks, vote, False, None, None, (), Cost())
+    return HeldoutResult(
+        id, "two words", True, checks, (), None, vote, False, None, None, (), Cost()
+    )
 
 
 def test_paired_difference_compares_the_same_prompts() -> None:
     before = [result("a", True, False), result("b", False), result("c", True)]
     after = [result("b", True), result("a", True, True), result("new", True)]
     found = paired_difference(before, after)
-    assert (found.value, found.n) == (0.75, 2)  # (0.5 + 1) / 2; "c" and "new" have no partner
+    assert (found.value, found.n) == (1, 2)  # half of "a" did not count; "c", "new" stand alone
     assert distinguishable(found)
     assert not distinguishable(paired_difference(before, before))
 
 
 def test_summary_counts_only_what_was_asked() -> None:
     found = summarise([result("a", True, said=True), result("b", False, said=True), result("c")])
-    assert found["all_met"].n == 3 and found["readable_votes"].n == 2
+    assert found["answers_that_count"].n == 3 and found["readable_votes"].n == 2
     assert found["judge_agreement"].value == 0.5
     assert found["readable_refinements"].n == 0
     assert found["answer_words"].value == 2
@@ -112,7 +118,7 @@ def review(text: str, refined: str, wanted: bool = True) -> tuple[HeldoutResult,
 def test_a_failed_answer_is_judged_and_refined() -> None:
     found, engine = review("Tea.", "So. [[start]] Well. Tea. [[end]]")
     assert found.checks == (False,) and found.vote == Vote("Final Judgement: Yes", True)
-    assert found.refined == "Well. Tea." and found.refined_checks == (True,)
+    assert found.refined == "Well. Tea." and found.refined_checks == (True, True)
     assert len(engine.requests) == 2
 
 
@@ -175,6 +181,59 @@ def test_trees_by_depth_and_the_truth_of_acceptance() -> None:
     found = accepted_truth(trees, judged)
     assert found["truly"]["value"] == pytest.approx(2 / 3) and found["truly"]["n"] == 3
     assert found["truly_by_votes"]["value"] == 3 / 5  # b's two refinements are praised in vain
+
+
+ABOUT_TEA = Prompt("h-0", ASK.text, (WELL,), complete=True, topic="tea")
+FINE = "Well, tea warms a cold kitchen in the morning."
+TWICE = "Well, tea warms a cold kitchen. Well, tea warms a cold kitchen."
+AWAY = "Well, the dog sleeps under a large table."
+
+
+def test_what_is_wrong_with_a_text() -> None:
+    assert whats_wrong(ABOUT_TEA, FINE) == []
+    assert whats_wrong(ABOUT_TEA, TWICE) == ["says it twice"]
+    assert whats_wrong(ABOUT_TEA, AWAY) == ["off topic"]
+    assert whats_wrong(ABOUT_TEA, FINE.removeprefix("Well, ")) == ["misses a constraint"]
+    found = fault_shares((ABOUT_TEA, text) for text in (FINE, FINE, TWICE, AWAY))
+    assert {name: share["value"] for name, share in found.items() if share["value"]} == {
+        "says it twice": 0.25,
+        "off topic": 0.25,
+    }
+    assert all(share["n"] == 4 for share in found.values())
+
+
+def test_a_pair_is_better_only_if_its_answer_stays_one() -> None:
+    """Of a, b and c each begins as asked now. b says it twice instead, so nothing is gained; c is
+    off the topic before and after, so it is better, and not good. d has no constraint to check.
+    """
+    plain = Prompt("p-0", "Describe tea.")
+    prompts = {"h-0": ABOUT_TEA, "p-0": plain}
+    rejected = FINE.removeprefix("Well, ")
+    found = pair_truth(
+        [
+            PreferencePair("a", "h-0", (), FINE, rejected),
+            PreferencePair("b", "h-0", (), TWICE, rejected),
+            PreferencePair("c", "h-0", (), AWAY, "The dog sleeps. The dog sleeps"),
+            PreferencePair("d", "p-0", (), FINE, rejected),
+        ],
+        prompts,
+    )
+    assert found["pairs"] == 4
+    assert found["truly_better"]["value"] == pytest.approx(2 / 3)
+    assert found["chosen_truly"]["value"] == pytest.approx(1 / 3)
+    assert found["truly_better"]["n"] == 3
+
+
+def test_refinements_and_what_sampling_again_would_bring() -> None:
+    """Of three refinements one is not good; of the two other answers to that prompt one is."""
+    trees = [tree("a", "0", "0", "1"), tree("b", None, "0", checks=False)]
+    assert accepted_truth(trees, [])["refined"]["value"] == pytest.approx(2 / 3)
+    answers = {"h-0/0": False, "h-0/1": True, "h-0/2": False, "h-1/0": True}
+    judged = [
+        Judgement(id, (), None, None, None, None, (ok,), Cost()) for id, ok in answers.items()
+    ]
+    others = others_truth([tree("a", "0", "0")], judged)
+    assert (others["value"], others["n"]) == (0.5, 2)
 
 
 def test_likeness_of_refined_and_of_sampled_pairs() -> None:

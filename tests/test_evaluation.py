@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from scripted import ScriptedEngine
 
 from spar_lite.cli import main
+from spar_lite.decode import Final
 from spar_lite.engine import Request
 from spar_lite.errors import ModelError, StoreError
 from spar_lite.evaluate import Scorecard, scorecards
@@ -24,6 +25,7 @@ from spar_lite.evaluate.judge import (
     llmbar_cases,
     minimal_pairs,
 )
+from spar_lite.evaluate.obedience import ConstraintsResult, check_final, constraint_scores
 from spar_lite.evaluate.refine import (
     RefineResult,
     edit_share,
@@ -31,9 +33,11 @@ from spar_lite.evaluate.refine import (
     mend_answer,
     refine_scores,
 )
+from spar_lite.instructions import builtin_prompts
 from spar_lite.recipe import Judge, load_recipe
 from spar_lite.records import Cost, Prompt, Response, Role, Vote
-from spar_lite.statistics import wilson
+from spar_lite.statistics import NOTHING, wilson
+from spar_lite.store import StageFile
 from spar_lite.target import find_target
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
@@ -219,6 +223,32 @@ def test_refine_scores_by_hand() -> None:
     assert "noticed" not in scores
 
 
+# --- Constraints ----------------------------------------------------------------------------------
+
+
+def final(text: str, finished: bool = True) -> ConstraintsResult:
+    about = Prompt("h-0", ASK.text, (WELL,), complete=True, topic="tea")
+    return check_final(about, Final("h-0", text, "0", finished, None, Cost()))
+
+
+def test_what_meets_a_constraint_without_answering_does_not_count() -> None:
+    """Four begin as asked: one answers, one says it twice, one is off topic, one is cut off."""
+    fine = "Well, tea warms a cold kitchen in the morning."
+    results = [
+        final(fine),
+        final(f"{fine} {fine}"),
+        final("Well, the dog sleeps under a large table."),
+        final(fine, finished=False),
+    ]
+    assert [r.score for r in results] == [1, 0, 0, 0]
+    scores = constraint_scores(results)
+    assert scores["answers_that_count"] == wilson(1, 4)
+    assert scores["constraints_met"].value == 1 and scores["met/starts_with"] == wilson(4, 4)
+    assert scores["on_topic"] == wilson(3, 4) and scores["says_it_twice"] == wilson(1, 4)
+    assert scores["cut_off"] == wilson(1, 4) and scores["empty"] == wilson(0, 4)
+    assert scores["answer_words"].value == (9 + 18 + 8 + 9) / 4
+
+
 # --- Files and commands ---------------------------------------------------------------------------
 
 
@@ -230,7 +260,8 @@ def test_a_scorecard_keeps_other_settings_out(tmp_path: Path) -> None:
         card.begin({"votes": 5})
     assert card.finished() is None
     card.results.finish([judged("x", True, True)])
-    card.finish("judge", "t", {"votes": 3}, {"accuracy": wilson(1, 1)})
+    none = {"accuracy": wilson(1, 1), "flattery": NOTHING}
+    assert card.finish("judge", "t", {"votes": 3}, none) == card.finished()
     ((name, found),) = scorecards(tmp_path / "eval")
     assert name == "base/judge-x" and found["scores"]["accuracy"]["n"] == 1
 
@@ -255,8 +286,15 @@ def run(*words: object) -> dict[str, Any]:
 
 
 def test_the_commands_on_a_tiny_model(recipe: Path, tmp_path: Path) -> None:
-    """Random weights say nothing readable: missing, not No; and nothing is done twice."""
+    """Random weights say nothing readable: missing, not No; and nothing is done twice.
+
+    Nor do they answer, so the base's answers, whose minimal pairs are judged, are put there.
+    """
     out = tmp_path / "out"
+    asked = builtin_prompts(load_recipe(recipe).prompts, 0, "heldout", 3)
+    sentence = "My whole family talks about {} for many happy hours."
+    said = [Response(f"{p.id}/0", p.id, sentence.format(p.topic), True, Cost()) for p in asked]
+    StageFile(out, "base_answers-3-6", Response).finish(said)
     found = run("judge", recipe, "--on", "constraints", "--count", 3, "--out", out)
     assert found["scores"]["unreadable_votes"]["value"] == 1
     assert found["scores"]["accuracy"]["value"] == 0
@@ -265,7 +303,12 @@ def test_the_commands_on_a_tiny_model(recipe: Path, tmp_path: Path) -> None:
     assert again == found
     for way in ("greedy", "bfs"):
         card = run("constraints", recipe, "--decode", way, "--budget", 2, "--out", out)
-        assert card["scores"]["constraints_met"]["n"] == 3
+        assert card["scores"]["answers_that_count"] == card["scores"]["cut_off"] | {
+            "value": 0,
+            "low": 0,
+            "high": pytest.approx(0.5615, abs=1e-4),
+            "n": 3,
+        }
         assert card["cost"]["calls"] == 3 if way == "greedy" else card["cost"]["calls"] > 3
     mends = run("refine", recipe, "--count", 3, "--out", out)
     assert mends["scores"]["truly_mended"]["value"] == 0

@@ -7,19 +7,22 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from scripted import ScriptedEngine
 
-from spar_lite import constraints
+from spar_lite import constraints, pipeline
 from spar_lite.engine import Request
-from spar_lite.errors import EngineError
-from spar_lite.evolve import evolve
-from spar_lite.prompts import TAXONOMY, parse_evolved
+from spar_lite.errors import EngineError, RecipeError
+from spar_lite.evolve import Evolution, evolve
+from spar_lite.prompts import TAXONOMY, evolve_messages, parse_evolved
 from spar_lite.recipe import Evolve, parse_recipe
-from spar_lite.records import Prompt, Role
+from spar_lite.records import Prompt, Response, Role, from_json
 from spar_lite.remote import RemoteEngine, open_remote
+from spar_lite.run import Run
+from spar_lite.store import StageFile
 
 PLAIN = Prompt("p", "Describe the history of tea in England.")
 LONGER = "Describe the history of tea in England in exactly three sentences."
@@ -38,6 +41,7 @@ def test_a_program_adds_what_it_can_check() -> None:
         prompt = Prompt(f"p-{number}", PLAIN.text)
         found = asyncio.run(evolve(None, prompt, settings("constraints", per_prompt=[1, 3]), 0))
         after = found.apply(prompt)
+        assert after is not None
         known = [constraints.from_json(data) for data in after.constraints]
         assert 1 <= len(known) <= 3 and not after.complete and after.id == prompt.id
         assert after.text.startswith(PLAIN.text) and {rule.kind for rule in known} <= set(kinds)
@@ -56,6 +60,31 @@ def test_what_has_constraints_is_left_alone() -> None:
     prompt = Prompt("p", "Sing.", ({"kind": "no_commas"},), complete=True)
     found = asyncio.run(evolve(None, prompt, settings("constraints"), 0))
     assert found.apply(prompt) == prompt
+    assert not found.unreadable and not found.said_none
+
+
+def test_a_prompt_that_no_constraint_fits_is_left_out() -> None:
+    """One rule for all ways: the loop is about constraints, and this prompt was given none."""
+    prompt = Prompt("p", " ".join(constraints.VALUES.keywords))
+    chosen = settings("constraints", kinds=["keyword_include"])
+    found = asyncio.run(evolve(None, prompt, chosen, 0))
+    assert found.text is None and found.apply(prompt) is None
+    assert not found.unreadable and not found.said_none
+
+
+@pytest.mark.parametrize("kinds", [["no_comas"], ["char_sequence"]])
+def test_kinds_that_cannot_be_added_are_one_line(kinds: list[str]) -> None:
+    with pytest.raises(RecipeError, match=r"^evolve\.kinds: .*") as error:
+        asyncio.run(evolve(None, PLAIN, settings("constraints", kinds=kinds), 0))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"per_prompt": [3, 1]}, {"others": [2, 1]}, {"others": [0, 13]}, {"others": [-1, 1]}]
+)
+def test_ranges_that_cannot_be_drawn_from_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=f"evolve.*{next(iter(wrong))}"):
+        settings("model", **wrong)
 
 
 # --- By a model -----------------------------------------------------------------------------------
@@ -87,15 +116,196 @@ def test_a_model_is_asked_again_and_its_none_is_honoured() -> None:
 
     engine = ScriptedEngine(reply)
     found = asyncio.run(evolve(engine, PLAIN, settings("model", tries=3), 0))
-    assert found.apply(PLAIN).text == LONGER and found.replies == ("Tea is a drink.", LONGER)
+    assert found.apply(PLAIN) == Prompt("p", LONGER)
+    assert found.replies == ("Tea is a drink.", LONGER)
     assert found.cost.calls == 2 and engine.calls[0][0] == "base"
     assert found.kind in TAXONOMY and found.kind in engine.requests[0].messages[0].content
     replies["0"] = "None"
     found = asyncio.run(evolve(engine, PLAIN, settings("model"), 0))
-    assert found.said_none and found.apply(PLAIN) == PLAIN
+    assert found.said_none and not found.unreadable and found.apply(PLAIN) is None
     replies.update({"0": "", "1": ""})
     found = asyncio.run(evolve(engine, PLAIN, settings("model", tries=2), 0))
-    assert not found.said_none and found.text is None and len(found.replies) == 2
+    assert found.unreadable and not found.said_none and found.apply(PLAIN) is None
+    assert len(found.replies) == 2
+
+
+def asked_for(id: str, seed: int = 0, **more: Any) -> tuple[Evolution, str]:
+    """What came of a prompt, and the chat that asked for it."""
+    engine = ScriptedEngine(lambda role, request: LONGER)
+    prompt = Prompt(id, PLAIN.text)
+    found = asyncio.run(evolve(engine, prompt, settings("model", **more), seed))
+    return found, engine.requests[0].messages[0].content
+
+
+def test_one_main_constraint_and_one_to_three_others_are_asked_for() -> None:
+    """As the paper's code does; there the priority is on other kinds than length."""
+    drawn = [asked_for(f"p-{number}") for number in range(200)]
+    assert {len(found.others) for found, _ in drawn} == {1, 2, 3}
+    assert {found.kind for found, _ in drawn} == set(TAXONOMY)
+    assert {kind for found, _ in drawn for kind in found.others} == set(TAXONOMY) - {"length"}
+    for found, chat in drawn:
+        asked = [found.kind, *found.others]
+        assert len(set(asked)) == len(asked)
+        places = [chat.index(f"constraint: {kind} ({TAXONOMY[kind]})") for kind in asked]
+        assert places == sorted(places) and chat.count("onstraint: ") == len(asked)
+        assert chat.index(f"Main constraint: {found.kind}") < chat.index("Other constraint: ")
+    assert asked_for("p-7") == asked_for("p-7") and asked_for("p-7") != asked_for("p-7", seed=1)
+
+
+def test_a_weak_model_may_be_asked_for_one_constraint_alone() -> None:
+    found, chat = asked_for("p", others=[0, 0])
+    assert found.others == () and "Main constraint: " in chat and "Other constraint" not in chat
+
+
+def test_the_fixed_text_comes_first() -> None:
+    """So that all prompts of the stage share it as a prefix."""
+    one = evolve_messages("Sing.", ("genre", "style"))[0].content
+    other = evolve_messages("Dance.", ("language",))[0].content
+    fixed, mark, rest = one.partition("\nMain constraint: ")
+    assert mark and other.startswith(fixed + mark)
+    assert rest.endswith("\n<instruction>\nSing.\n</instruction>")
+
+
+def test_evolutions_of_an_earlier_version_are_read() -> None:
+    data = {"id": "p", "text": LONGER, "constraints": [], "kind": "length", "said_none": False}
+    found = from_json(Evolution, {**data, "replies": [LONGER], "cost": {"calls": 1}})
+    assert found.others == () and found.apply(PLAIN) == Prompt("p", LONGER)
+
+
+# --- In the loop ----------------------------------------------------------------------------------
+
+
+class Screen:
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, items: int) -> None: ...
+
+    def tokens(self, count: int) -> None: ...
+
+    def end(self, note: str) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def loop(folder: Path, lines: list[dict[str, Any]], **evolving: Any) -> tuple[Run, ScriptedEngine]:
+    """A run over these prompts. The model evolves "Add", says None to "Skip" and babbles else.
+
+    Every answer is judged Yes and No in turn, and every refinement can be read.
+    """
+    source = folder / "plain.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {
+        "model": {"id": "x"},
+        "iterations": 1,
+        "prompts": {"source": str(source), "count": len(lines)},
+        "bootstrap": {"source": "none"},
+        "evolve": {"with": "model", **evolving},
+        "sample": {"k": 2},
+        "judge": {"votes": 1},
+        "search": {"branch": 2, "depth": 1},
+        "evaluate": {"prompts": 0},
+    }
+
+    def reply(role: Role, request: Request) -> str:
+        text = request.messages[0].content.rpartition("<instruction>\n")[2].partition("\n")[0]
+        if role == "base":
+            return f"{text} Use capitals." if "Add" in text else "None" if "Skip" in text else "Hm."
+        if len(request.messages) > 1:
+            return "Mend it. [[start]] It is mended. [[end]]"
+        if role == "refiner":
+            good = "mended" in request.messages[0].content
+            return f"It: so.\nFinal Judgement: {'Yes' if good else 'No'}"
+        return "An answer."
+
+    engine = ScriptedEngine(reply)
+    return Run(parse_recipe(data), folder / "run", Screen(), make_engine=lambda _: engine), engine
+
+
+UNTRAINED = [
+    f"iteration-1/{name}"
+    for name in (
+        *("plain_prompts", "evolutions", "prompts", "responses", "judgements", "trees"),
+        *("pairs", "audit", "refiner_examples"),
+    )
+]
+
+
+def said(run: Run) -> list[str]:
+    assert isinstance(run.screen, Screen)
+    return run.screen.said
+
+
+def test_what_was_given_no_constraint_is_left_out_of_the_loop(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"id": "a", "text": "Add one thing to tea."},
+        {"id": "b", "text": "Skip tea."},
+        {"id": "c", "text": "Drink tea."},
+        {"id": "d", "text": "Name a tea.", "constraints": [{"kind": "no_commas"}]},
+        {"id": "e", "text": "Add two things to tea."},
+    ]
+    run, _ = loop(tmp_path, lines)
+    marks = pipeline.execute(run, UNTRAINED)
+    found = marks["iteration-1/evolutions"]
+    assert {key: found[key] for key in ("evolved", "said_none", "unreadable", "left_out")} == {
+        "evolved": 2, "said_none": 1, "unreadable": 1, "left_out": 2,
+    }  # fmt: skip
+    folder = tmp_path / "run" / "iteration-1"
+    prompts = StageFile(folder, "prompts", Prompt).load()
+    assert [p.id for p in prompts] == ["a", "d", "e"]
+    assert marks["iteration-1/prompts"]["prompts"] == 3
+    assert prompts[0].text == "Add one thing to tea. Use capitals."
+    assert prompts[1] == Prompt("d", "Name a tea.", ({"kind": "no_commas"},))
+    responses = StageFile(folder, "responses", Response).load()
+    assert [r.prompt_id for r in responses] == ["a", "a", "d", "d", "e", "e"]
+    assert marks["iteration-1/pairs"]["pairs"] == 3  # all later stages take fewer than count
+    assert not said(run)  # two of five are not most of them
+
+
+def test_most_prompts_left_out_is_said_in_one_line(tmp_path: Path) -> None:
+    lines = [{"text": f"{word} tea."} for word in ("Add to", "Skip", "Skip", "Drink")]
+    run, _ = loop(tmp_path, lines)
+    assert pipeline.execute(run, UNTRAINED)["iteration-1/prompts"]["prompts"] == 1
+    (line,) = said(run)
+    assert line.startswith("3 of 4 prompts are left out of iteration 1")
+    assert "2 said None, 1 had no readable reply" in line and "evolve.tries" in line
+    assert "\n" not in line
+
+
+def test_all_prompts_left_out_stops_before_anything_is_answered(tmp_path: Path) -> None:
+    run, engine = loop(tmp_path, [{"text": f"{word} tea."} for word in ("Skip", "Drink")])
+    with pytest.raises(RecipeError) as error:
+        pipeline.execute(run)
+    line = str(error.value)
+    assert line.startswith("evolve: iteration 1 wants prompts with constraints, found none")
+    assert "1 said None, 1 had no readable reply" in line and "evolutions.jsonl" in line
+    assert "evolve.tries" in line and "--run" in line and "\n" not in line
+    assert {role for role, _ in engine.calls} == {"base"}
+    asked = len(engine.calls)
+    with pytest.raises(RecipeError, match="found none"):
+        pipeline.execute(run)
+    assert len(engine.calls) == asked  # what is known is not asked again
+
+
+def test_what_was_trained_already_is_not_lost(tmp_path: Path) -> None:
+    run, _ = loop(tmp_path, [{"text": "Skip tea."}])
+    warmed = run.recipe.model_dump(mode="python", by_alias=True)
+    warmed["bootstrap"]["source"] = "constraints"
+    run.recipe = parse_recipe(warmed)
+    with pytest.raises(RecipeError, match=f"bootstrap.start_from={run.folder} "):
+        pipeline.execute(run, UNTRAINED)
+
+
+def test_a_program_that_fits_nothing_is_told_about_its_kinds(tmp_path: Path) -> None:
+    lines = [{"text": " ".join(constraints.VALUES.keywords)}]
+    run, _ = loop(tmp_path, lines, kinds=["keyword_include"], **{"with": "constraints"})
+    with pytest.raises(RecipeError, match=r"no constraint fits.*evolve\.kinds"):
+        pipeline.execute(run, UNTRAINED)
 
 
 # --- By an endpoint -------------------------------------------------------------------------------

@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from scripted import ScriptedEngine
 
+from spar_lite import pipeline
 from spar_lite.cli import main
+from spar_lite.comparison import compare, read_side
+from spar_lite.engine import Request
 from spar_lite.errors import SparError, StoreError
 from spar_lite.evaluate.ifeval import (
     IfevalPrompt,
@@ -24,6 +28,11 @@ from spar_lite.evaluate.ifeval import (
     verifiers,
     verify,
 )
+from spar_lite.pipeline.scores import differences
+from spar_lite.recipe import Recipe, parse_recipe, recipe_slice
+from spar_lite.records import Role
+from spar_lite.run import Run
+from spar_lite.store import Marker
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
@@ -372,3 +381,110 @@ def test_responses_need_no_torch(punkt: Path) -> None:
 def test_target_or_responses(punkt: Path) -> None:
     done = CliRunner().invoke(main, ["eval", "ifeval"])
     assert done.exit_code == 2 and "wanted a TARGET or --responses FILE" in done.output
+
+
+# --- As part of a run -----------------------------------------------------------------------------
+
+
+class Silence:
+    """A screen that keeps the stages."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        self.stages.append(stage)
+
+    def advance(self, items: int) -> None: ...
+
+    def tokens(self, count: int) -> None: ...
+
+    def end(self, note: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+def settings(data: Path, count: int = 2, prompts: int = 0) -> Recipe:
+    own = {"prompts": prompts, "ifeval": count, "ifeval_data": str(data), "ifeval_tokens": 9}
+    return parse_recipe({"model": {"id": "none"}, "iterations": 2, "evaluate": own})
+
+
+def run_stage(recipe: Recipe, folder: Path, place: str) -> tuple[dict[str, Any], ScriptedEngine]:
+    """Do one IFEval stage; the base uses a comma in its second answer, an actor in none."""
+
+    def reply(role: Role, request: Request) -> str:
+        assert request.max_new_tokens == 9 and request.sampling.temperature == 0
+        return "a, b" if role == "base" and request.id == "ifeval-2/0" else "a b"
+
+    engine = ScriptedEngine(reply)
+    job = Run(recipe, folder, Silence(), make_engine=lambda _: engine)
+    found = pipeline.execute(job, only=[f"{place}/ifeval"])
+    return found[f"{place}/ifeval"], engine
+
+
+@pytest.fixture
+def three(punkt: Path) -> Path:
+    """Three prompts that forbid commas."""
+    prompts = [IfevalPrompt(n, f"Say {n}.", ("punctuation:no_comma",), ({},)) for n in (1, 2, 3)]
+    return write(punkt, prompts, {})[0]
+
+
+def test_a_run_scores_base_warm_up_and_what_it_ends_with(three: Path, tmp_path: Path) -> None:
+    """Two of three prompts are asked for; iteration 2 was not kept, so the end is iteration 1."""
+    recipe, folder = settings(three), tmp_path / "run"
+    labels = [stage.label for stage in pipeline.stages(recipe) if stage.name == "ifeval"]
+    assert labels == ["base/ifeval", "bootstrap/ifeval", "iteration-2/ifeval"]
+    base, engine = run_stage(recipe, folder, "base")
+    assert (base["checkpoint"], base["prompt_level_strict_acc"]) == ("base", 0.5)
+    assert [role for role, _ in engine.calls] == ["base"] * 2
+    Marker(folder / "iteration-2", "keep").write({"recipe": {}, "kept": 1})
+    last, engine = run_stage(recipe, folder, "iteration-2")
+    assert (last["checkpoint"], last["prompt_level_strict_acc"]) == ("iteration-1", 1.0)
+    assert [role for role, _ in engine.calls] == ["actor"] * 2
+    (difference,) = differences(recipe, folder)
+    assert (difference["task"], difference["from"], difference["to"]) == (
+        "IFEval prompts met",
+        "base",
+        "iteration-1",
+    )
+    assert difference["difference"]["value"] == 0.5 and difference["difference"]["n"] == 2
+    Marker(folder / "iteration-1", "pairs").write({"recipe": {}, "pairs": 1})
+    found = compare([read_side(f"{folder}:base"), read_side(f"{folder}:iteration-1")])
+    assert found["differences"][0]["task"] == "ifeval-greedy"
+
+
+def test_what_the_run_has_scored_already_is_not_asked_again(three: Path, tmp_path: Path) -> None:
+    """No iteration was kept, so the run ends with the warm-up."""
+    recipe, folder = settings(three), tmp_path / "run"
+    first, _ = run_stage(recipe, folder, "bootstrap")
+    Marker(folder / "iteration-2", "keep").write({"recipe": {}, "kept": 0})
+    last, engine = run_stage(recipe, folder, "iteration-2")
+    assert last["checkpoint"] == first["checkpoint"] == "bootstrap" and engine.calls == []
+
+
+def test_ifeval_may_be_asked_for_later(three: Path) -> None:
+    """Nothing but its own stages depends on its keys."""
+    recipe = settings(three, prompts=3)
+    for stage in pipeline.stages(recipe):
+        mine = [key for key in recipe_slice(recipe, stage.keys) if "ifeval" in key]
+        assert bool(mine) == (stage.name == "ifeval")
+    assert not [s for s in pipeline.stages(settings(three, 0)) if s.name == "ifeval"]
+
+
+def test_what_is_missing_is_said_before_the_first_stage(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nltk
+
+    def fails(recipe: Recipe, words: str) -> None:
+        job = Run(recipe, tmp_path / "run", Silence(), make_engine=lambda _: pytest.fail("asked"))
+        with pytest.raises(SparError, match=words):
+            pipeline.execute(job)
+        assert job.screen.stages == [] and not (tmp_path / "run").exists()  # type: ignore[attr-defined]
+
+    fails(settings(three, 4), r"evaluate\.ifeval wants 4 prompts, found 3")
+    fails(settings(tmp_path / "none.jsonl"), "none.jsonl cannot be read")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    fails(settings(three), r"nltk\.downloader punkt_tab")
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    fails(settings(three), r"pip install 'spar-lite\[eval\]'")

@@ -8,7 +8,8 @@ import pytest
 
 from spar_lite.constraints import NoCommas, critique
 from spar_lite.engine import Completion, Request, Sampling
-from spar_lite.judge import contradicts, judge_answer, majority, read_vote
+from spar_lite.instructions import requirements
+from spar_lite.judge import Judgements, contradicts, judge_answer, majority, read_vote
 from spar_lite.prompts import judge_messages
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Judgement, Prompt, Role, Vote
@@ -116,6 +117,119 @@ def test_three_of_five_agreeing_votes_are_enough():
     assert (found.value, found.verdict, len(engine.requests)) == (0.0, False, 3)
 
 
+LETTERS = {"y": "Good. Final Judgement: Yes", "n": "Bad. Final Judgement: No", "?": BLUR}
+
+
+def drawing(letters: str) -> ScriptedEngine:
+    """Vote n is the n-th letter (y, n, ?), in whatever round; another one is an error."""
+    return ScriptedEngine(lambda role, r: LETTERS[letters[int(r.id.removeprefix("p/0/v"))]])
+
+
+# two votes a round; all letters drawn, value, verdict, and why
+ANEW = [
+    ("yn??yy", 1.0, True, "the third round has a majority"),
+    ("??n?", 0.0, False, "so has this second one"),
+    ("yy", 1.0, True, "the first will do"),
+    ("??ynyn", 0.5, None, "three rounds, no judgement"),
+    ("ynyn??", None, None, "the last one is on record"),
+]
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize(("letters", "value", "verdict", "why"), ANEW)
+def test_no_majority_and_three_rounds(
+    letters: str, value: float | None, verdict: bool | None, why: str, early_stop: bool
+):
+    engine, settings = drawing(letters), Judge(votes=2, early_stop=early_stop)
+    found = asyncio.run(judge_answer(engine, PLAIN, PASSES, "p/0", settings, rounds=3))
+    assert [request.id for request in engine.requests] == [f"p/0/v{n}" for n in range(len(letters))]
+    assert (found.value, found.verdict, found.cost.calls) == (value, verdict, len(letters)), why
+    assert [vote.text for vote in found.votes] == [LETTERS[letter] for letter in letters[-2:]]
+
+
+def test_a_sampled_answer_is_judged_in_one_round():
+    found, engine = judge(PLAIN, PASSES, [YES, NO_PIRATE])
+    assert (found.verdict, len(engine.requests)) == (None, 2)
+
+
+def test_no_round_is_drawn_anew_where_the_program_decides():
+    for prompt, answer, mode in [(WHOLE, PASSES, "hybrid"), (MIXED, FAILS, "hybrid")]:
+        engine, settings = drawing("yn"), Judge(votes=2, mode=mode)  # type: ignore[arg-type]
+        found = asyncio.run(judge_answer(engine, prompt, answer, "p/0", settings, rounds=3))
+        assert (found.verdict, found.cost.calls) == (answer == PASSES, 2)
+
+
+def known(
+    engine: ScriptedEngine, prompt: Prompt, answer: str, settings: Judge, rounds: int = 3
+) -> Judgements:
+    answers = Judgements(engine, prompt, settings, {})
+    asyncio.run(answers.judge({answer: "p/0"}, rounds))
+    return answers
+
+
+@pytest.mark.parametrize("votes", [1, 2, 3, 4, 5])
+def test_bounds_are_the_least_and_greatest_value_that_all_votes_could_give(votes: int):
+    """Against every way to go on: five votes, three of them drawn, can end in nine."""
+    whole = list(itertools.product("yn?", repeat=votes))
+    found: dict[str, set[float]] = {}
+    bounds: dict[str, tuple[float, float]] = {}
+    for letters in whole:
+        text = "".join(letters)
+        answers = known(drawing(text), PLAIN, PASSES, Judge(votes=votes), rounds=1)
+        if answers.known[PASSES].verdict is None:
+            continue
+        drawn = text[: answers.cost.calls]
+        bounds[drawn] = answers.bounds(PASSES)
+        found.setdefault(drawn, set()).add(text.count("y") / (votes - text.count("?")))
+    assert found and bounds == {drawn: (min(v), max(v)) for drawn, v in found.items()}
+
+
+@pytest.mark.parametrize("votes", [1, 2, 3, 4, 5])
+def test_a_completed_judgement_is_that_of_all_votes(votes: int):
+    for letters in itertools.product("yn?", repeat=votes):
+        if letters.count("y") == letters.count("n"):
+            continue
+        for before in ("", "?" * votes):  # in the first round, in the second
+            text = before + "".join(letters)
+            engine = drawing(text)
+            whole = known(drawing(text), PLAIN, PASSES, Judge(votes=votes, early_stop=False))
+            answers = known(engine, PLAIN, PASSES, Judge(votes=votes))
+            asyncio.run(answers.complete([PASSES]))
+            assert (answers.known, answers.cost) == (whole.known, whole.cost)
+            asyncio.run(answers.complete([PASSES]))
+            assert len(engine.requests) == len(text), "nothing is left to draw"
+
+
+def test_a_completed_judgement_keeps_its_critique():
+    """A refinement may have been asked for in its words, though a late vote would do better."""
+    replies = [NO_COMMAS] * 3 + [LAZY_NO] * 2
+    engine = ScriptedEngine(lambda role, r: replies[int(r.id.removeprefix("p/0/v"))])
+    answers = known(engine, MIXED, PASSES, Judge(mode="hybrid"))
+    before = answers.known[PASSES]
+    assert before.critique_by == "program" and len(before.votes) == 3
+    asyncio.run(answers.complete([PASSES]))
+    after = answers.known[PASSES]
+    assert (after.critique, after.critique_by) == (before.critique, "program")
+    assert (len(after.votes), after.value, after.verdict) == (5, 0.0, False)
+
+
+def test_votes_that_move_no_value_are_not_completed():
+    for prompt, answer in [(WHOLE, PASSES), (MIXED, FAILS)]:
+        answers = known(drawing("nnn"), prompt, answer, Judge(mode="hybrid"))
+        asyncio.run(answers.complete([answer]))  # a fourth vote would be an error
+        assert answers.cost.calls == 3
+        assert answers.bounds(answer) == (float(answer == PASSES),) * 2, "the program's"
+
+
+def test_what_is_known_from_the_start_is_neither_judged_nor_completed_nor_paid():
+    before, _ = judge(PLAIN, PASSES, [NO_PIRATE] * 5, early_stop=True)
+    answers = Judgements(drawing("nnnnn"), PLAIN, Judge(), {PASSES: before})
+    asyncio.run(answers.judge({PASSES: "p/1", FAILS: "p/0"}, 3))
+    asyncio.run(answers.complete([PASSES, FAILS]))
+    assert answers.known[PASSES] is before and answers.bounds(PASSES) == (0.0, 0.0)
+    assert answers.cost.calls == answers.known[FAILS].cost.calls == 5
+
+
 def test_the_critique_is_the_first_vote_that_agrees():
     replies = [BLUR, "A. Final Judgement: Yes", "B. Final Judgement: No", "C. Final Judgement: No"]
     found, _ = judge(PLAIN, PASSES, replies)
@@ -142,7 +256,8 @@ def test_thinking_is_no_part_of_a_vote():
 
 def test_llm_mode_notes_the_programs_checks_but_does_not_follow_them():
     found, _ = judge(WHOLE, FAILS, [YES])
-    assert (found.value, found.verdict, found.checks) == (1.0, True, (False,))
+    # The second: that it is an answer.
+    assert (found.value, found.verdict, found.checks) == (1.0, True, (False, True))
     assert (found.critique, found.critique_by) == (YES, "model")
 
 
@@ -152,8 +267,10 @@ def test_code_mode_asks_no_model(prompt: Prompt, answer: str, verdict: bool):
     found, engine = judge(prompt, answer, [], "code")
     word = "Yes" if verdict else "No"
     assert engine.requests == []
-    assert (found.value, found.verdict, found.checks) == (float(verdict), verdict, (verdict,))
-    assert found.critique == f"{critique([RULE], answer)}\nFinal Judgement: {word}"
+    checks = (verdict, True) if prompt.complete else (verdict,)
+    assert (found.value, found.verdict, found.checks) == (float(verdict), verdict, checks)
+    known = requirements(prompt) if prompt.complete else [RULE]
+    assert found.critique == f"{critique(known, answer)}\nFinal Judgement: {word}"
     assert (found.critique_by, found.votes, found.cost) == ("program", (), Cost())
 
 

@@ -4,7 +4,13 @@ import dataclasses
 
 import pytest
 
-from spar_lite.pairs import choose_negatives, contested, preference_pairs, refiner_examples
+from spar_lite.pairs import (
+    choose_negatives,
+    contested,
+    interference,
+    preference_pairs,
+    refiner_examples,
+)
 from spar_lite.prompts import answer_messages, judge_messages, refine_messages
 from spar_lite.recipe import Rft
 from spar_lite.records import (
@@ -82,14 +88,46 @@ NONE = tree("c", [ROOT, node("0", "poor")], None)
 SAME = tree("d", [ROOT, node("0", "bad", True)], "0")
 
 
+SAMPLED = {f"{id}/0": response(f"{id}/0", "bad") for id in "abcd"}
+
+
 def test_pairs_are_the_accepted_node_against_the_root():
-    assert preference_pairs(BY_ID, [DEEP, FLAT, NONE, SAME]) == [
+    assert preference_pairs(BY_ID, SAMPLED, [DEEP, FLAT, NONE, SAME]) == [
         # two refinements deep, yet the rejected answer is the root's
-        PreferencePair("a", "a", answer_messages("ask a"), "good", "bad"),
-        PreferencePair("b", "b", answer_messages("ask b"), "fine", "bad"),
+        PreferencePair("a", "a", answer_messages("ask a"), "good", "bad", ("rewritten",)),
+        PreferencePair("b", "b", answer_messages("ask b"), "fine", "bad", ("rewritten",)),
         # NONE was not accepted; SAME changed nothing
     ]
-    assert preference_pairs(BY_ID, []) == []
+    assert preference_pairs(BY_ID, SAMPLED, []) == []
+
+
+START = {"kind": "starts_with", "phrase": "To begin"}
+SHORT = {"kind": "word_count", "low": None, "high": 6}
+WOLF = "The wolf is a shy animal that hunts at night in the dark woods of the north."
+LED = f"To begin, t{WOLF[1:]}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "rejected", "finished", "chosen", "wanted"),
+    [
+        (START, WOLF, True, LED, ()),
+        (START, WOLF, False, LED, ("cut off",)),
+        (START, WOLF, True, "To begin, the wolf is a shy animal.", ("shorter",)),
+        (START, "The wolf is a shy animal that.", True, LED, ("longer",)),
+        (START, WOLF, True, "To begin: wolves live with a family and raise their young together "
+         "until spring comes round.", ("rewritten",)),
+        # Where a length is asked for, or the answer was none, that is what was mended.
+        (SHORT, WOLF, True, "The wolf is a shy animal.", ()),
+        (START, "To begin. To begin. To begin.", True, LED, ()),
+        (START, "To begin. To begin. To begin.", False, LED, ("cut off",)),
+    ],
+)  # fmt: skip
+def test_interference_is_what_differs_beside_what_was_mended(
+    rule: dict[str, object], rejected: str, finished: bool, chosen: str, wanted: tuple[str, ...]
+):
+    prompt = Prompt("p", "Describe a wolf.", (rule,), complete=True, topic="a wolf")
+    answer = Response("p/0", "p", rejected, finished, Cost())
+    assert interference(prompt, answer, chosen) == wanted
 
 
 @pytest.mark.parametrize(
@@ -124,6 +162,15 @@ def test_a_refinement_is_the_two_turn_chat_of_the_accepted_node():
     assert example.kind == "refinement"
     assert example.prompt == refine_messages("ask a", "poor", "critique of t/0")
     assert example.completion == "Mend it. [[start]] good [[end]]"
+    assert example.every_reply, "the parent's critique, a No, is a target too (F1)"
+
+
+def test_a_refinement_that_copies_is_no_example():
+    assert examples([SAME]) == []
+    nodes = [ROOT, node("0", "poor"), node("0.0", "poor", True)]
+    assert examples([tree("a", nodes, "0.0")]) == [], "its parent's text again"
+    nodes = [ROOT, node("0", "poor"), node("0.0", "bad", True)]
+    assert examples([tree("a", nodes, "0.0")]) == [], "the failed answer again"
 
 
 def test_critiques_are_of_contested_nodes_and_answers():
@@ -162,13 +209,33 @@ def test_one_first_message_counts_once():
     assert [e.completion for e in found[2:]] == ["critique of t/0"] * 2
 
 
+def test_a_first_message_of_an_earlier_group_is_not_asked_again():
+    """The accepted refinement's chat holds the root's judgement, and an answer may be a node's."""
+    grown = tree("a", [node("", "bad", False, N, Y), node("0", "good", True, Y, Y, N)], "0")
+    answers = [response("a/0", "bad"), response("a/1", "good"), response("a/2", "worse")]
+    judgements = {r.id: judged(r.id, r.text == "good", Y, N) for r in answers}
+    found = examples([grown], answers, judgements)
+    assert [(e.kind, e.prompt[0].content) for e in found] == [
+        ("refinement", judge_messages("ask a", "bad")[0].content),
+        ("tree critique", judge_messages("ask a", "good")[0].content),
+        ("answer critique", judge_messages("ask a", "worse")[0].content),
+    ]
+
+
+def renamed(name: str, old: Node) -> Node:
+    """The same node with another text, so that no two trees hold the same one."""
+    return dataclasses.replace(old, text=f"{old.text} {name}")
+
+
 def many(count: int) -> tuple[list[Tree], list[Response], dict[str, Judgement]]:
-    """One accepted tree with ``count`` contested nodes of each verdict; so with answers."""
+    """Accepted trees with ``count`` contested nodes of each verdict in each; so with answers."""
     nodes = [ROOT]
     for n in range(count):
         nodes.append(node(str(2 * n), f"good {n}", True, Y, Y, N))
         nodes.append(node(str(2 * n + 1), f"poor {n}", False, N, N, Y))
-    trees = [tree(id, nodes, "0") for id in ("a", "b", "c")]
+    trees = [dataclasses.replace(tree(id, nodes, "0"), id=f"{id}{n}") for n in range(4)
+             for id in ("a", "b", "c")]  # fmt: skip
+    trees = [dataclasses.replace(t, nodes=tuple(renamed(t.id, m) for m in t.nodes)) for t in trees]
     answers = [response(f"d/{n}") for n in range(2 * count)]
     verdicts = {r.id: n % 2 == 0 for n, r in enumerate(answers)}
     judgements = {id: judged(id, verdict, Y, N) for id, verdict in verdicts.items()}
@@ -190,8 +257,8 @@ def sizes(found: list[TrainingExample]) -> list[int]:
 
 def test_each_group_has_its_cap():
     trees, answers, judgements = many(4)
-    # 3 accepted trees; 4 nodes of each verdict in each; 4 answers of each verdict
-    assert sizes(examples(trees, answers, judgements)) == [3, 12, 12, 4, 4]
+    # 12 accepted trees, with one critique of each verdict each; 4 answers of each verdict
+    assert sizes(examples(trees, answers, judgements)) == [12, 12, 12, 4, 4]
     caps = {
         "refinements": 2,
         "tree_positive": 7,
@@ -218,10 +285,10 @@ def test_what_is_drawn_follows_from_the_seed_and_keeps_its_order():
 def test_ids_are_unique_and_come_from_coordinates():
     # Sampled answer "a/0" and tree node "a/0" are both judged under the id "a/0", and that node
     # may be the accepted one: three examples, which a stage file must tell apart.
-    root = Node("", "bad", None, (), judged("a/0", False, N, Y))
+    root = Node("", "bad", None, (), judged("a/1", False, N, Y))
     child = Node("0", "good", "[[start]] good [[end]]", (), judged("a/0", True, Y, N, Y))
     found = examples(
-        [tree("a", [root, child], "0")], [response("a/0", "bad")], {"a/0": judged("a/0", False, Y)}
+        [tree("a", [root, child], "0")], [response("a/0", "odd")], {"a/0": judged("a/0", False, Y)}
     )
     assert [e.kind for e in found] == ["refinement", "tree critique", "answer critique"]
     assert [e.id for e in found] == ["a/0/refinement", "a/0/tree critique", "a/0/answer critique"]

@@ -19,13 +19,15 @@ import torch
 from scripted import ScriptedEngine
 
 from spar_lite import pipeline
+from spar_lite.constraints import TOPICS
 from spar_lite.engine import Request
 from spar_lite.errors import StoreError
-from spar_lite.prompts import REFINE, parse_verdict
+from spar_lite.prompts import REFINE
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
 from spar_lite.run import Run
 from spar_lite.store import Marker, StageFile
+from spar_lite.verdict import parse_verdict
 
 FOLDERS = ("bootstrap", "iteration-1")
 
@@ -86,21 +88,26 @@ class Bars(Silence):
         self.found[self.stage][1] += items
 
 
+def about(ask: str) -> str:
+    """A sentence about what the request is about."""
+    topic = max((t for t in TOPICS if t in ask), key=len, default="tea")
+    return f"{topic} gives warm light to many people."
+
+
 def rule(role: Role, request: Request) -> str:
     """Answers hold a comma; judges are split; the second refinement of a node is right."""
     last = request.messages[-1].content
     coin = stable_seed("rule", request.id)
     if last == REFINE:
-        ask = request.messages[0].content
-        phrase = re.search(r'"([A-Z][^"]*)"', ask.partition("<instruction>")[2])
-        good = f"{phrase.group(1) if phrase else 'Fine'} it is good indeed."
-        body = good if coin % 2 else "still, wrong"
+        ask = request.messages[0].content.partition("<instruction>")[2]
+        phrase = re.search(r'"([A-Z][^"]*)"', ask)
+        body = f"{phrase.group(1) if phrase else 'Fine'}: {about(ask)}" if coin % 2 else "no, wrong"
         return f"To change: it.\n[[start]] {body} [[end]]" if coin % 5 else "no idea"
     if "<answer>" in last:
         return f"1. It: so. {'Yes' if coin % 2 else 'No'}\nFinal Judgement: " + (
             "Yes" if coin % 2 else "No"
         )
-    return "Well, that is a plain answer."
+    return f"Well, {about(last)}"
 
 
 def scripted(seed: int) -> Any:
@@ -137,7 +144,8 @@ def test_a_run_makes_trees_pairs_examples_and_adapters(finished: Path) -> None:
     pairs = StageFile(finished / "iteration-1", "pairs", PreferencePair).load()
     rows = StageFile(finished / "iteration-1", "refiner_examples", TrainingExample).load()
     assert len(trees) == 6  # every scripted answer holds a comma or lacks its phrase
-    assert [p.id for p in pairs] == [t.id for t in trees if t.accepted is not None]
+    assert [p.id for p in pairs] == [t.id for t in trees if t.accepted is not None] != []
+    assert not any(p.interferes for p in pairs)
     assert pairs and {row.kind for row in rows} >= {"refinement", "answer critique"}
     assert len(adapters_of(finished)) == 6  # warm-up and two iterations, two roles
 

@@ -1,5 +1,6 @@
 """The parsers against friendly, sloppy and hostile replies; every expectation is by hand."""
 
+import re
 import time
 
 import pytest
@@ -8,15 +9,17 @@ from spar_lite.prompts import (
     JUDGE,
     REFINE,
     answer_messages,
+    evolve_messages,
     judge_messages,
     judge_reply,
     neutralise,
+    parse_evolved,
     parse_refinement,
-    parse_verdict,
     refine_messages,
     refine_reply,
 )
 from spar_lite.records import Message
+from spar_lite.verdict import parse_verdict
 
 YES, NO, UNREADABLE = True, False, None
 
@@ -61,8 +64,10 @@ VERDICTS = [
     ("Final Judgement: The answer is fine. Yes", YES, "words between"),
     ("Final Judgement: Notably all constraints hold. Yes", YES, '"Notably" holds no No'),
     ("Final Judgement: Nothing is missing: yes", YES, '"Nothing" holds no No'),
-    ("Final Judgement: None failed, another yes", YES, 'nor do "None" and "another"'),
-    ("Final Judgement: yesterday it was no", NO, '"yesterday" holds no Yes'),
+    ("Final Judgement: None failed, nor did another. Yes", YES, 'nor do "None" and "another"'),
+    ("Final Judgement: None failed, another yes", UNREADABLE, "a word among others"),
+    ("Final Judgement: as yesterday. No", NO, '"yesterday" holds no Yes'),
+    ("Final Judgement: yesterday it was no", UNREADABLE, "a word among others"),
     ("Final Judgement: the no-comma rule: Yes", YES, '"no-comma" is one word'),
     ("Final Judgement: no_commas is met: Yes", YES, "so is a name with an underscore"),
     ("Final Judgement: is_no is met: Yes", YES, "on either side"),
@@ -71,8 +76,8 @@ VERDICTS = [
     ("Final Judgement: Yesno", UNREADABLE, "no word"),
     ("Final Judgement: No1", UNREADABLE, "a digit carries the word on"),
     ("Final Judgement: No\u00e9", UNREADABLE, "so does a letter with an accent"),
-    ("Final Judgement: Yes, there are no commas.", YES, "both words: the first decides"),
-    ("Final Judgement: No. Yes would need a comma.", NO, "both words: the first decides"),
+    ("Final Judgement: Yes, there are no commas.", YES, '"no commas" is no verdict'),
+    ("Final Judgement: No. Yes would need a comma.", NO, "nor is what would be"),
     ("Final Judgement (Yes or No): No", NO, "an echo of the choice is skipped"),
     ("Final Judgement (yes/no): Yes", YES, "with a slash"),
     ("Final Judgement [Yes|No]: No", NO, "with a bar"),
@@ -80,10 +85,41 @@ VERDICTS = [
     ("Final Judgement (_Yes_ or _No_): No", NO, "in italics"),
     ('Final Judgement ("Yes" or "No"): Yes', YES, "in quotes"),
     ("Final Judgement: Yes or No", UNREADABLE, "only the echo"),
-    ("Final Judgement: Yes or nothing", YES, "no echo: another word follows"),
+    ("Final Judgement: Yes or nothing", UNREADABLE, "no echo, and not alone either"),
     ("Final Judgement: Yes\nFinal Judgement: No", NO, "the last one counts"),
     ("My final judgement will be strict.\nFinal Judgement: No", NO, "an early mention"),
     ("Final Judgement: Yes\nThat was my final judgement.", UNREADABLE, "a late mention"),
+    ("Final Judgement: No requirement is violated, so the verdict is Yes.", YES, "concluded"),
+    ("Final Judgement: There are no violations. Yes", YES, "a sentence of its own"),
+    ("Final Judgement: No commas are used and it starts right. Yes", YES, "the same"),
+    ("Final Judgement: No violations", UNREADABLE, "a Yes for us, but it does not say so"),
+    ("Final Judgement: No longer than asked: Yes", YES, "after a colon"),
+    ("Final Judgement: Partially yes, but overall no", NO, "concluded"),
+    ("Final Judgement: Partially yes", UNREADABLE, "not concluded"),
+    ("Final Judgement: Not Yes", NO, "denied"),
+    ("Final Judgement: Not No", UNREADABLE, "twice"),
+    ("Final Judgement: It is not a yes", UNREADABLE, "among others"),
+    ("Final Judgement: No. If it had no comma, the Final Judgement would be Yes.", NO, "would be"),
+    ("No.\nOtherwise the Final Judgement: Yes", UNREADABLE, "under a condition"),
+    ("If all are met, Final Judgement: Yes, else Final Judgement: No", UNREADABLE, "conditions"),
+    ("Final Judgement: If all are met: Yes", UNREADABLE, "under a condition"),
+    ('I end with "Final Judgement: Yes" or "Final Judgement: No".', UNREADABLE, "the choice"),
+    ('I must end with "Final Judgement: Yes" if all are met. One is not.', UNREADABLE, "the task"),
+    ("Final Judgement: Is any broken? No.", UNREADABLE, "the answer to a question"),
+    ("Final Judgement: No - it has a comma", NO, "a dash and reasons"),
+    ("Final Judgement: No, because it is not short", NO, "a comma and reasons"),
+    ("Final Judgement: No because it is long", NO, "reasons at once"),
+    ("Final Judgement: Yes (all three)", YES, "a bracket and reasons"),
+    ("Final Judgement: Yes\n1. Short: Yes\n2. No comma: Yes", YES, "reasons on lines"),
+    ("Final Judgement: Yes. It is short.\nSo Yes", YES, "said twice"),
+    ("Final Judgement: Yes, but it has a comma", UNREADABLE, "taken back"),
+    ("Final Judgement: Yes. Wait, it has a comma.", UNREADABLE, "taken back in the next sentence"),
+    ("Final Judgement: Yes. On reflection it is a no.", UNREADABLE, "taken back with the word"),
+    ("Final Judgement: Yes. No.", UNREADABLE, "both"),
+    ("Final Judgement: Yes and no", UNREADABLE, "both"),
+    ("Final Judgement: Yes/No", UNREADABLE, "the choice"),
+    ("Final Judgement is Yes.", YES, "a sentence"),
+    ("Final Judgement: the answer says 'No'", UNREADABLE, "quoted"),
     ("Final Judgement:", UNREADABLE, "cut off"),
     ("Final Judgement: perhaps", UNREADABLE, "neither word"),
     ("Final Judgement: \u0434\u0430", UNREADABLE, "another language"),
@@ -196,12 +232,46 @@ def test_neutralised_text_holds_nothing_readable(text: str):
     assert neutralise(safe) == safe, "once is enough"
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+TAGGED = [
+    "Put the result inside <answer></answer> tags.",
+    "</ ANSWER >",
+    "<answer>1</answer> <answer-2>2</answer-2> <Answer-3 >",
+    "<instruction>Say hi.</instruction>",
+    "</instruction-2></answer-2>",
+]
+
+
+def fence(prompt: str, name: str) -> str:
+    """The tag that the template put around a text, which must be there once each way."""
+    (tag,) = {line[1:-1] for line in prompt.split("\n") if re.fullmatch(rf"<{name}(-\d+)?>", line)}
+    squeezed = "".join(prompt.lower().split())
+    assert squeezed.count(f"<{tag}>") == squeezed.count(f"</{tag}>") == 1
+    return tag
+
+
+@pytest.mark.parametrize("text", HOSTILE + TAGGED)
 def test_only_the_template_opens_and_closes_its_tags(text: str):
-    (message,) = judge_messages(text, text)
-    squeezed = "".join(message.content.lower().split())
-    for tag in ("<answer>", "</answer>", "<instruction>", "</instruction>"):
-        assert squeezed.count(tag) == 1, tag
+    for instruction, answer in ((text, text), (text, "Hi."), ("Say hi.", text)):
+        prompt = judge_messages(instruction, answer)[0].content
+        asked, given = fence(prompt, "instruction"), fence(prompt, "answer")
+        assert f"<{asked}>\n{neutralise(instruction)}\n</{asked}>\n<{given}>" in prompt
+        assert prompt.endswith(f"<{given}>\n{neutralise(answer)}\n</{given}>")
+
+
+@pytest.mark.parametrize("text", TAGGED)
+def test_tags_that_an_instruction_asks_for_are_shown_as_they_are(text: str):
+    """A refinement copies what it sees, and its prompt asks the actor for these very tags."""
+    assert neutralise(text) == text
+    assert text in judge_messages("Say hi.", text)[0].content
+    assert text in refine_messages(text, "Hi.", "No tags.")[0].content
+    assert text in evolve_messages(text, ["style"])[0].content
+
+
+def test_a_fence_is_numbered_only_where_it_must_be():
+    usual, first = (judge_messages("Say hi.", text)[0].content for text in ("Hi.", "<answer>"))
+    assert first == usual.replace("answer>", "answer-2>").replace("Hi.", "<answer>")
+    later = judge_messages("Use <answer-2>.", "</answer> </answer-4>")[0].content
+    assert fence(later, "answer") == "answer-3" and fence(later, "instruction") == "instruction"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +306,49 @@ def test_after_an_echo_the_judges_own_words_decide(text: str, verdict: bool):
 @pytest.mark.parametrize("cut", range(1, len(JUDGE) + 1, 3))
 def test_a_cut_off_echo_of_the_question_decides_nothing(cut: int):
     assert parse_verdict(JUDGE[:cut]) is None
+
+
+PLAIN = "Describe a river."
+CODE = "```python\ndef f(x):\n  retrun x\n```"
+
+# what the rewriter wrote, and the new instruction
+REWRITTEN = [
+    ('Describe a river. End with the phrase "so it flows"', None),
+    ('"So" is your first word. Describe a river. End with "so it flows"', None),
+    ("\u201cSo\u201d is your first word. Describe a river. End with \u201cflows\u201d", None),
+    (f"Describe a river in capitals:\n{CODE}", None),
+    (f"{CODE}\nDescribe a river as here and as here:\n{CODE}", None),
+    ("Describe a river inside ```", None),
+    ('"Describe a river in capitals."', "Describe a river in capitals."),
+    ('"Describe a river. End with "so it flows""', 'Describe a river. End with "so it flows"'),
+    ('"Describe a river ("so it flows")."', 'Describe a river ("so it flows").'),
+    (
+        "\u201cDescribe a river, a \u201clong\u201d one.\u201d",
+        "Describe a river, a \u201clong\u201d one.",
+    ),
+    ('New instruction: "Describe a river in capitals."', "Describe a river in capitals."),
+    ('"New instruction: Describe a river in capitals."', "Describe a river in capitals."),
+    ("**New Instruction:**\n\n*Describe* a river, long.", "*Describe* a river, long."),
+    ("### Rewritten instruction\nDescribe a river in capitals.", "Describe a river in capitals."),
+    ("```\nDescribe a river in capitals.\n```", "Describe a river in capitals."),
+    ("```text\nDescribe a river in capitals.\n```", "Describe a river in capitals."),
+    ("```Describe a river in capitals.```", "Describe a river in capitals."),
+    (f"```\nDescribe a river as here:\n{CODE}\n```", f"Describe a river as here:\n{CODE}"),
+    (f"````\nDescribe a river as here:\n{CODE}\n````", f"Describe a river as here:\n{CODE}"),
+    ("<instruction>\nDescribe a river, long.\n</instruction>", "Describe a river, long."),
+    ("Describe a river, long.\n</instruction>", "Describe a river, long."),
+]
+
+
+@pytest.mark.parametrize(("reply", "text"), REWRITTEN)
+def test_only_what_goes_around_all_of_a_rewriting_is_taken_off(reply: str, text: str | None):
+    assert parse_evolved(reply, PLAIN) == (True, text or reply)
+    assert parse_evolved(f"\n {reply}\n", PLAIN) == (True, text or reply)
+
+
+def test_a_rewriting_keeps_the_tags_that_its_instruction_asks_for():
+    plain, text = "Put it in <instruction> tags.", "Put all of it in <instruction> tags."
+    assert parse_evolved(f"<instruction-2>\n{text}\n</instruction-2>", plain) == (True, text)
 
 
 def test_messages_are_the_papers_chats():
@@ -277,6 +390,22 @@ LONG = [
     "<" * 100_000,
     "<" + " " * 100_000 + "answer",
     "</ " * 30_000,
+    "<answer> </answer-" + "1" * 100_000 + ">",
+    "<answer-9>" * 10_000,
+    "Final Judgement: " + "not " * 25_000,
+    "Final Judgement: " + "not" + " " * 100_000 + "yes",
+    "Final Judgement: " + "no comma " * 10_000 + "yes",
+    "Final Judgement: " + "it is no. " * 10_000,
+    "Final Judgement: " + ":" * 100_000 + '" yes',
+    "Final Judgement: " + ".(" * 50_000,
+    "Final Judgement: " + "if or " * 20_000 + "(" * 50_000,
+    "if final judgement " * 5_000,
+    "final judgement would " * 5_000,
+    "`" * 100_000,
+    "```\n" * 25_000,
+    '"' * 100_000,
+    "new instruction " + "*" * 100_000,
+    "*" * 100_000 + "new instruction",
 ]
 
 
@@ -287,4 +416,6 @@ def test_time_is_linear_in_the_text(text: str):
     parse_verdict(text)
     parse_refinement(text)
     neutralise(text)
+    judge_messages(text, text)
+    parse_evolved(text, text)
     assert time.process_time() - begin < 1

@@ -53,7 +53,7 @@ PAPER = {
     "search.gate": 0.5,
     "search.temperature": 0.7,
     "search.max_new_tokens": 3072,
-    "search.tries": 3,
+    "search.tries": 9,
     "dpo.beta": 0.1,
     "dpo.nll_weight": 0.1,
     "dpo.epochs": 1,

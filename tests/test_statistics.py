@@ -10,10 +10,12 @@ import pytest
 from spar_lite.statistics import (
     Interval,
     bootstrap_mean,
+    clustered_mean,
     distinguishable,
     f1_score,
     macro_mean,
     mcnemar,
+    paired_change,
     paired_difference,
     wilson,
 )
@@ -66,6 +68,46 @@ def test_paired_difference_is_narrower_than_its_parts() -> None:
     assert not distinguishable(Interval(0.1, -0.01, 0.2, 9))
     with pytest.raises(ValueError):
         paired_difference([1.0], [], 0)
+
+
+def test_a_paired_change_of_yes_and_no_is_decided_by_the_exact_test() -> None:
+    """Five lost, none gained: 2 / 2^5 = 0.0625, though no resample is likely to reach 0. Six: 0.03.
+
+    Of 20, so the means are 1 and 0.75, or 0.7.
+    """
+    five = paired_change([1.0] * 20, [0.0] * 5 + [1.0] * 15, 0)
+    assert (five.before, five.after, five.p) == (1, 0.75, pytest.approx(0.0625))
+    assert distinguishable(five.difference) and not five.clear
+    six = paired_change([1.0] * 20, [0.0] * 6 + [1.0] * 14, 0)
+    assert six.clear and not six.rose and paired_change([0.0] * 6, [1.0] * 6, 0).rose
+
+
+def test_a_paired_change_of_other_values_is_decided_by_its_interval() -> None:
+    up = paired_change([1.0, 2.0, 3.0], [1.5, 2.5, 3.5], 0)
+    assert up.p is None and up.difference == Interval(0.5, 0.5, 0.5, 3) and up.rose
+    assert not paired_change([1.0, 2.0], [2.0, 1.0], 0).clear
+    assert not paired_change([1.5], [9.5], 0).clear  # one case alone
+    nothing = paired_change([], [], 0)
+    assert math.isnan(nothing.before) and not nothing.clear and not nothing.rose
+
+
+def test_clusters_are_drawn_whole() -> None:
+    """Two prompts: +1 in all three runs, 0 in all three. The mean is 0.5 of 2 cases, not of 6.
+
+    Resampled means are 0, 0.5 or 1, so the interval is as wide as that of 0 and 1 alone.
+    """
+    found = clustered_mean([[1.0] * 3, [0.0] * 3], 0)
+    assert found == bootstrap_mean([1.0, 0.0], 0) == Interval(0.5, 0.0, 1.0, 2)
+    many = clustered_mean([[1.0] * 3, [0.0] * 3] * 8, 0)
+    assert many == bootstrap_mean([1.0, 0.0] * 8, 0)
+    assert bootstrap_mean([1.0, 0.0] * 24, 0).low > many.low  # what 48 cases would pretend
+
+
+def test_clusters_weigh_by_their_size() -> None:
+    """(3 x 1 + 1 x 0) / 4; an empty one is none."""
+    found = clustered_mean([[1.0] * 3, [0.0], []], 0)
+    assert (found.value, found.n) == (0.75, 2)
+    assert math.isnan(clustered_mean([], 0).value)
 
 
 def test_bootstrap_of_few_cases_is_wider_than_plain_percentiles() -> None:

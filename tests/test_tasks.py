@@ -23,6 +23,7 @@ FIRST = Task(
     "train-0000",
     'Write a short sentence about a wall clock. Begin your answer with "Some say".',
     (StartsWith("Some say"),),
+    "a wall clock",
 )
 
 

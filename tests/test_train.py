@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from trl.trainer import utils as trl_utils
 
 from spar_lite import train
 from spar_lite.engine import Sampling
 from spar_lite.errors import TrainingError
 from spar_lite.model import Policy
+from spar_lite.model.policy import ADAPTERS
 from spar_lite.model.reference import plain_generate
 from spar_lite.recipe import Dpo, Lora, Training
-from spar_lite.records import Message, PreferencePair, TrainingExample
+from spar_lite.records import Message, PreferencePair, Role, TrainingExample
 from spar_lite.train import rows, train_actor, train_on_examples
+from spar_lite.train.logps import score_replies
 from spar_lite.train.rows import LengthSampler
 
 Factory = Callable[..., Policy]
@@ -42,21 +46,24 @@ DPO = Dpo(lr=1e-2, batch_size=4, micro_batch=2, max_length=256, gradient_checkpo
 def logits(policy: Policy, text: str = "Say 1") -> torch.Tensor:
     ids = torch.tensor([policy.encode((Message("user", text),))])
     with torch.no_grad():
-        return policy.inner(input_ids=ids).logits
+        found: torch.Tensor = policy.inner(input_ids=ids).logits
+    return found
+
+
+def log_p(policy: Policy, messages: Sequence[Message], text: str, end: bool = True) -> float:
+    """Sum of log p over a reply's bytes (and its end token), as the present role, by hand."""
+    prompt = policy.encode(messages)
+    reply = policy.tokenizer.encode(text) + [policy.tokenizer.eos_token_id] * end
+    with torch.no_grad():
+        scores = policy.inner(input_ids=torch.tensor([prompt + reply])).logits[0]
+    places = enumerate(reply, start=len(prompt) - 1)
+    return sum(float(torch.log_softmax(scores[place], -1)[token]) for place, token in places)
 
 
 def mean_nll(policy: Policy, examples: Sequence[TrainingExample]) -> float:
     """Sum of -log p over the completions' tokens (their end tokens too) / their number, by hand."""
-    total, count = 0.0, 0
-    for row in examples:
-        prompt = policy.encode(row.prompt)
-        reply = [*policy.tokenizer.encode(row.completion), policy.tokenizer.eos_token_id]
-        with torch.no_grad():
-            scores = policy.inner(input_ids=torch.tensor([prompt + reply])).logits[0]
-        for place, token in enumerate(reply, start=len(prompt) - 1):
-            total -= float(torch.log_softmax(scores[place], -1)[token])
-            count += 1
-    return total / count
+    total = sum(log_p(policy, row.prompt, row.completion) for row in examples)
+    return -total / sum(len(row.completion) + 1 for row in examples)
 
 
 def assert_ready(policy: Policy) -> None:
@@ -66,12 +73,12 @@ def assert_ready(policy: Policy) -> None:
     assert not policy.inner.is_activation_checkpointing
     assert list(policy.model.peft_config) == ["default", "refiner"]
     assert "forward" not in policy.inner.__dict__
-    assert all(t.dtype == torch.float32 for r in ("actor", "refiner") for t in _all(policy, r))
+    assert all(t.dtype == torch.float32 for role in ADAPTERS for t in _all(policy, role))
     prompt = policy.encode((Message("user", "Say 1"),))
     assert len(plain_generate(policy, [prompt], 4, Sampling())[0]) <= 4
 
 
-def _all(policy: Policy, role: str) -> list[torch.Tensor]:
+def _all(policy: Policy, role: Role) -> list[torch.Tensor]:
     return list(policy.weights(role).values())
 
 
@@ -130,20 +137,100 @@ def test_a_wrong_reference_is_an_error(
                 parameter.data.zero_()
 
     monkeypatch.setattr(train._Run, "_keep_float32", spoil)
-    with pytest.raises(TrainingError, match=r"ln 2.*reference is not the actor"):
+    with pytest.raises(TrainingError, match=r"rewards of 0.*reference is not the actor"):
         train_actor(policy, PAIRS, DPO, seed=0)
     assert_ready(policy)
 
 
-def test_nll_of_dpo_is_the_chosen_answers_mean_nll(tiny_policy: Factory) -> None:
+UNEVEN = [pair("Go", "y", "n"), pair("Say", "yes " * 20, "no"), pair("Tell me", "so it is", "no")]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+@pytest.mark.parametrize("count", [2, 3])  # 3: where micro_batch is 2 the last one is short
+def test_nll_of_dpo_is_the_mean_over_answers_of_each_ones_mean(
+    tiny_policy: Factory, micro_batch: int, count: int
+) -> None:
+    """A long answer weighs no more than a short one, however a step is cut into micro-batches."""
     policy = tiny_policy()
-    pairs = PAIRS[:2]
+    pairs = UNEVEN[:count]
     chosen = [TrainingExample(p.id, "answer", p.prompt, p.chosen) for p in pairs]
-    wanted = mean_nll(policy, chosen)
-    settings = DPO.model_copy(update={"batch_size": 2})
+    each = [mean_nll(policy, [row]) for row in chosen]
+    wanted = sum(each) / len(each)
+    assert abs(wanted - mean_nll(policy, chosen)) > 0.01  # it does matter here
+    settings = DPO.model_copy(update={"micro_batch": micro_batch})
     report = train_actor(policy, pairs, settings, seed=0)
-    assert report.metrics["nll_first"] == pytest.approx(wanted, rel=1e-4)
-    assert report.loss_first == pytest.approx(LN2 + 0.1 * wanted, rel=1e-4)
+    assert report.metrics["nll_first"] == pytest.approx(wanted, rel=1e-5)
+    assert report.loss_first == pytest.approx(LN2 + 0.1 * wanted, rel=1e-5)
+
+
+def test_micro_batches_change_no_gradient(tiny_policy: Factory) -> None:
+    """Three pairs of a step of four: the last micro-batch of one pair weighs as one pair."""
+    found = []
+    for micro_batch in (1, 2, 4):
+        policy = tiny_policy()
+        # Adam's first step knows signs alone: sizes tell from the second on.
+        settings = DPO.model_copy(update={"micro_batch": micro_batch, "epochs": 3, "lr": 1e-3})
+        train_actor(policy, UNEVEN, settings, seed=0)
+        found.append(torch.cat([t.flatten() for t in _all(policy, "actor")]))
+    assert torch.allclose(found[0], found[2], atol=1e-5)
+    assert torch.allclose(found[1], found[2], atol=1e-5)
+
+
+# At step 0 all log-ratios are 0, so that the loss is, by hand:
+LOSS_AT_0 = {
+    "sigmoid": LN2,  # -log sigmoid(0)
+    "sigmoid_norm": LN2,
+    "robust": LN2,  # (0.9 ln 2 - 0.1 ln 2) / (1 - 0.2)
+    "ipo": 25.0,  # (0 - 1 / (2 * 0.1)) ** 2
+    "nca_pair": 2 * LN2,  # (1 + 0.5 + 0.5) ln 2
+    "apo_zero": 1.0,  # 1 - sigmoid(0) + sigmoid(0)
+}
+
+
+def test_every_loss_trains(tiny_policy: Factory) -> None:
+    assert set(LOSS_AT_0) == set(get_args(Dpo.model_fields["loss"].annotation))
+    prints = set()
+    for loss, at_0 in LOSS_AT_0.items():
+        policy = tiny_policy()
+        settings = DPO.model_copy(update={"loss": loss})
+        report = train_actor(policy, PAIRS, settings, seed=0)
+        metrics = report.metrics
+        wanted = at_0 + 0.1 * metrics["nll_first"]
+        assert report.loss_first == pytest.approx(wanted, rel=1e-5), loss
+        assert metrics["reward_chosen_step0"] == metrics["reward_rejected_step0"] == 0.0
+        assert ("dpo_term_step0" in metrics) == (loss == "sigmoid")
+        assert math.isfinite(report.loss_last)
+        assert metrics["rewards/margins_last"] > 0, loss
+        prints.add(policy.fingerprint("actor"))
+    assert len(prints) == len(LOSS_AT_0)  # each is a loss of its own
+
+
+def test_log_p_of_all_pairs_before_and_after(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
+    pairs = [*UNEVEN, pair("a", "b" * 300, "c")]  # the last is too long, and not counted
+    wanted = {"before": means(policy)}
+    metrics = train_actor(policy, pairs, DPO, seed=0).metrics
+    wanted["after"] = means(policy)
+    for when in ("before", "after"):
+        for side in ("chosen", "rejected"):
+            name = f"logp_{side}_{when}"
+            found = (metrics[name], metrics[f"{name}_per_token"])
+            assert found == pytest.approx(wanted[when][side], rel=1e-5)
+    assert metrics["logp_rejected_after"] != pytest.approx(metrics["logp_rejected_before"])
+    assert metrics["logp_chosen_before_per_token"] == pytest.approx(-metrics["nll_first"], rel=1e-5)
+    assert_ready(policy)
+
+
+def means(policy: Policy) -> dict[str, tuple[float, float]]:
+    """Log p of UNEVEN's answers by hand: the mean of their sums, the mean of their means."""
+    found = {}
+    for side in ("chosen", "rejected"):
+        texts = [(p.prompt, getattr(p, side)) for p in UNEVEN]
+        sums = [log_p(policy, *text) for text in texts]
+        own = [total / (len(text) + 1) for total, (_, text) in zip(sums, texts, strict=True)]
+        found[side] = (sum(sums) / 3, sum(own) / 3)
+    return found
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -264,7 +351,7 @@ def test_gradient_checkpointing_gives_the_same_weights_and_is_off_afterwards(
         found.append(torch.cat([t.flatten() for t in _all(policy, "actor")]))
         assert_ready(policy)
         assert not any(module._forward_hooks for module in policy.model.modules())
-    assert torch.allclose(*found, atol=1e-5)
+    assert torch.allclose(found[0], found[1], atol=1e-5)
 
 
 def test_dpo_leaves_dropout_as_it_was(tiny_policy: Factory) -> None:
@@ -328,6 +415,103 @@ def test_ln2_by_hand() -> None:
     # -log sigmoid(1) = log(1 + 1/e) = log 1.367879 = 0.313262
     assert train._dpo_term({"rewards/margins": 1.0}) == pytest.approx(0.313262, abs=1e-6)
     assert math.log(2) == pytest.approx(LN2, abs=1e-6)
+
+
+# --- Log p of replies -----------------------------------------------------------------------------
+
+ASKED = [
+    ("Count to three, slowly and in words.", "1"),
+    ("Hi", "one, two, three, four, five, six, seven, eight, nine, ten"),
+    ("Why?", ""),
+    ("Say it.", "It."),
+]
+CHATS = [((Message("user", asked),), said) for asked, said in ASKED]
+ROLES: tuple[Role, ...] = ("actor", "refiner", "base")
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])  # 3: prompts and replies of unlike lengths
+def test_replies_are_scored_as_a_plain_forward_pass_does(
+    tiny_policy: Factory, quantization: str, micro_batch: int
+) -> None:
+    policy = stir(tiny_policy(quantization=quantization))
+    sums = []
+    for role in ROLES:
+        found = score_replies(policy, role, CHATS, micro_batch)
+        policy.switch(role)
+        assert [count for _, count in found] == [len(said) + 1 for _, said in ASKED]
+        sums.append([total for total, _ in found])
+        assert sums[-1] == pytest.approx([log_p(policy, *chat) for chat in CHATS], abs=1e-3)
+        policy.switch("actor")
+    assert abs(sums[0][1] - sums[1][1]) > 1 < abs(sums[1][1] - sums[2][1])  # roles do differ
+    assert score_replies(policy, "base", []) == []
+
+
+def stir(policy: Policy) -> Policy:
+    """Adapters that change something, each another thing."""
+    generator = torch.Generator().manual_seed(7)
+    for role in ADAPTERS:
+        for tensor in _all(policy, role):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    return policy
+
+
+def test_a_reply_that_was_cut_off_has_no_end_token(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    cut = [(messages, said, False) for messages, said in CHATS]
+    found = score_replies(policy, "actor", [*cut, (*CHATS[0], True)])
+    wanted = [log_p(policy, *chat, end=False) for chat in CHATS] + [log_p(policy, *CHATS[0])]
+    assert [total for total, _ in found] == pytest.approx(wanted, abs=1e-3)
+    assert [count for _, count in found] == [len(said) for _, said in ASKED] + [2]
+    assert score_replies(policy, "actor", [cut[2]]) == [(0.0, 0)]  # cut off before it began
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("fast", [False, True])
+def test_scoring_leaves_the_policy_as_it_was(tiny_policy: Factory, role: Role, fast: bool) -> None:
+    policy = stir(tiny_policy())
+    policy.switch("refiner")
+    if fast:
+        policy.speed_up()
+    before = logits(policy)
+    score_replies(policy, role, CHATS)
+    assert (policy.role, policy.fast is not None) == ("refiner", fast)
+    assert torch.equal(logits(policy), before)
+    policy.slow_down()
+    assert_ready(policy)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_scoring_in_the_middle_of_a_training_changes_nothing(
+    tiny_policy: Factory, role: Role
+) -> None:
+    prints = []
+    for score in (False, True):
+        policy = tiny_policy()
+        scored: list[list[tuple[float, int]]] = []
+
+        def look(*_: int, policy: Policy = policy, scored: list[Any] = scored) -> None:
+            scored.append(score_replies(policy, role, CHATS))
+
+        train_actor(policy, PAIRS, DPO, 0, look if score else lambda *_: None)
+        prints.append(policy.fingerprint("actor"))
+        assert_ready(policy)
+    assert len(scored) == 2
+    assert (scored[0] == scored[1]) == (role != "actor")  # the one that is being trained
+    assert prints[0] == prints[1]
+
+
+def test_prompts_cost_no_logits(tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    kernel = trl_utils._ChunkedLogProbFunction.apply
+
+    def count(hidden: torch.Tensor, *rest: Any) -> Any:
+        rows.append(len(hidden))
+        return kernel(hidden, *rest)
+
+    monkeypatch.setattr(trl_utils._ChunkedLogProbFunction, "apply", count)
+    found = score_replies(tiny_policy(), "actor", CHATS)
+    assert sum(rows) == sum(count for _, count in found)
 
 
 # --- What is not finite ---------------------------------------------------------------------------
@@ -424,10 +608,10 @@ def test_step_0_is_measured_a_token() -> None:
     for length in (20, 200, 2000):
         rounding = beta * nats * math.sqrt(length)
         limit = train.step0_limit(torch.bfloat16, beta, length)
-        logs = {"rewards/chosen": rounding, "rewards/rejected": -rounding, "rewards/margins": 0.0}
+        logs = {"rewards/chosen": rounding, "rewards/rejected": -rounding}
         train._check_step0(logs, limit)
-        with pytest.raises(TrainingError, match="ln 2"):
+        with pytest.raises(TrainingError, match="rewards of 0"):
             train._check_step0({**logs, "rewards/chosen": beta * 0.5 * length}, limit)
-        with pytest.raises(TrainingError, match="ln 2"):
+        with pytest.raises(TrainingError, match="rewards of 0"):
             train._check_step0({**logs, "rewards/rejected": math.nan}, limit)
     assert train.step0_limit(torch.float32, 0.1, 100) == pytest.approx(2e-4)

@@ -168,7 +168,7 @@ def constraints_(
     budget: int,
     options: Options,
 ) -> None:
-    """Constraints met on held-out builtin prompts, by kind; a program checks."""
+    """Answers that count on held-out builtin prompts, and constraints met by kind; by a program."""
     from spar_lite.evaluation import eval_constraints
 
     with job(target, options) as work:

@@ -64,8 +64,20 @@ def status(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("prompt_id", required=False)
 @click.option("--iteration", default=1, show_default=True, help="Which iteration's trees.")
-def show(folder: Path, prompt_id: str | None, iteration: int) -> None:
+@click.option(
+    "--answers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Instead: N held-out answers of every checkpoint, side by side.",
+)
+def show(folder: Path, prompt_id: str | None, iteration: int, answers: int | None) -> None:
     """Draw the search trees of a run: all of them, or that of PROMPT_ID."""
+    if answers is not None:
+        from spar_lite.report.answers import answer_lines
+
+        for line in answer_lines(_saved_recipe(folder), folder, answers):
+            click.echo(line)
+        return
     from spar_lite.errors import StoreError, did_you_mean
     from spar_lite.records import Prompt, Tree
     from spar_lite.report.trees import draw_tree
@@ -86,15 +98,22 @@ def show(folder: Path, prompt_id: str | None, iteration: int) -> None:
 
 
 def _tables(console: Console, folder: Path, settings: Any) -> None:
-    from spar_lite.pipeline import differences, summaries
-    from spar_lite.report.tables import cost_table, difference_rows, iteration_table, score_table
+    from spar_lite.pipeline import summaries
+    from spar_lite.pipeline.scores import differences, run_alarms
+    from spar_lite.report.loop import iteration_table
+    from spar_lite.report.tables import alarm_rows, cost_table, difference_row, score_table
+    from spar_lite.report.weak import weak_parts
 
+    plain: Any = {"highlight": False, "markup": False, "soft_wrap": True}
     found = summaries(settings, folder)
     for table in (cost_table(found), iteration_table(found), score_table(found)):
         if table is not None:
             console.print(table)
-    for row in difference_rows(differences(settings, folder)):
-        console.print(row, highlight=False)
+    for difference in differences(settings, folder):
+        console.print(difference_row(difference), **plain)
+    for said in (run_alarms(settings, folder), weak_parts(found)):
+        for row in alarm_rows(said):
+            console.print(row, style="red", **plain)
     if settings.judge.mode == "llm":
         console.print("Verdicts are the model's own: it judges itself.", highlight=False)
 

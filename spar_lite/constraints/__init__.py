@@ -9,7 +9,8 @@ topics and sampled constraints. Standard library only. This folder knows no mode
 prompt template and no other file of spar_lite.
 """
 
-from .base import KINDS, Constraint, from_json, kind_named
+from .answer import FAULTS, Answer
+from .base import KINDS, Constraint, Requirement, from_json, kind_named
 from .edges import EndsWith, StartsWith, StoryBookends
 from .figures import HasNumber, NoDigits, NumberedList, Postscript, TwoAnswers
 from .keywords import KeywordExclude, KeywordFrequency, KeywordInclude
@@ -18,12 +19,13 @@ from .lengths import SentenceCount, WordCount
 from .letters import AllLowercase, AllUppercase, CharSequence, NoCommas
 from .marked import CapitalWords, Highlights, Placeholders, Title
 from .marks import EndsWithQuestion, Quoted
-from .several import check_all, conflict, critique, mend_all
+from .several import check_all, conflict, critique, mend_all, requirements
 from .structure import JsonObject
 from .tasks import FORMS, SPLITS, TOPICS, Task, compose, enrich, topics_of
 from .values import VALUES, Values
 
 __all__ = [
+    "FAULTS",
     "FORMS",
     "KINDS",
     "SPLITS",
@@ -31,6 +33,7 @@ __all__ = [
     "VALUES",
     "AllLowercase",
     "AllUppercase",
+    "Answer",
     "BulletCount",
     "CapitalWords",
     "CharSequence",
@@ -50,6 +53,7 @@ __all__ = [
     "Placeholders",
     "Postscript",
     "Quoted",
+    "Requirement",
     "SentenceCount",
     "StartsWith",
     "StoryBookends",
@@ -66,5 +70,6 @@ __all__ = [
     "from_json",
     "kind_named",
     "mend_all",
+    "requirements",
     "topics_of",
 ]

@@ -1,4 +1,4 @@
-"""What every constraint promises, and the register of kinds.
+"""What every requirement and constraint promises, and the register of kinds.
 
 A kind says how it asks, whether a text passes, with which evidence, and which edits could
 make a text pass or fail. The rules that hold for all kinds are here, once: an empty answer
@@ -20,37 +20,14 @@ from .values import VALUES, Values
 KINDS: dict[str, type["Constraint"]] = {}
 
 
-@dataclass(frozen=True)
-class Constraint(ABC):
-    """One checkable demand on an answer."""
+class Requirement(ABC):
+    """One checkable demand on an answer, whether the instruction asks for it or not."""
 
     kind: ClassVar[str]
-    # What two constraints cannot both have: "start", "end", "layout", "length", "case".
-    claims: ClassVar[frozenset[str]] = frozenset()
-    # The required text counts only as it is written, capitals included.
-    case_bound: ClassVar[bool] = False
-    # The phrasing is the whole task: no topic, no second constraint.
-    standalone: ClassVar[bool] = False
-    # Needs room: does not go with "write one sentence".
-    roomy: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "kind" in cls.__dict__:
-            KINDS[cls.kind] = cls
-
-    @abstractmethod
-    def phrasings(self) -> tuple[str, ...]:
-        """Three or more instruction sentences that ask for it."""
 
     @abstractmethod
     def label(self) -> str:
         """A very short name, as critiques use it."""
-
-    @classmethod
-    @abstractmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Constraint":
-        """A random instance fit for an answer of one to three sentences."""
 
     @abstractmethod
     def _passes(self, text: str) -> bool:
@@ -72,18 +49,6 @@ class Constraint(ABC):
         """Edits that may make a passing text fail, the most natural first."""
         return ()
 
-    def required_text(self) -> str:
-        """Text that every passing answer contains ("" if none)."""
-        return ""
-
-    def least_words(self) -> int:
-        """About how many words a sensible passing answer needs."""
-        return len(words(self.required_text()))
-
-    def describe(self, phrasing: int = 0) -> str:
-        options = self.phrasings()
-        return options[phrasing % len(options)]
-
     def check(self, text: str) -> bool:
         tidy = clean(text)
         return bool(tidy) and self._passes(tidy)
@@ -101,12 +66,54 @@ class Constraint(ABC):
         """The smallest known edit after which the text passes; a passing text as it is."""
         return text if self.check(text) else next(iter(self.mends(text)), None)
 
+    def spoilt(self, text: str) -> Iterable[str]:
+        """Every known edit after which a passing text fails."""
+        edits = (edit for edit in self._spoils(clean(text)) if edit.strip())
+        return (edit for edit in edits if not self.check(edit))
+
     def spoil(self, text: str) -> str | None:
         """A small natural edit after which a passing text fails; a failing text as it is."""
-        if not self.check(text):
-            return text
-        edits = (edit for edit in self._spoils(clean(text)) if edit.strip())
-        return next((edit for edit in edits if not self.check(edit)), None)
+        return next(iter(self.spoilt(text)), None) if self.check(text) else text
+
+
+@dataclass(frozen=True)
+class Constraint(Requirement):
+    """A requirement that an instruction asks for in words."""
+
+    # What two constraints cannot both have: "start", "end", "layout", "length", "case".
+    claims: ClassVar[frozenset[str]] = frozenset()
+    # The required text counts only as it is written, capitals included.
+    case_bound: ClassVar[bool] = False
+    # The phrasing is the whole task: no topic, no second constraint.
+    standalone: ClassVar[bool] = False
+    # Needs room: does not go with "write one sentence".
+    roomy: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def phrasings(self) -> tuple[str, ...]:
+        """Three or more instruction sentences that ask for it."""
+
+    @classmethod
+    @abstractmethod
+    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Constraint":
+        """A random instance fit for an answer of one to three sentences."""
+
+    def required_text(self) -> str:
+        """Text that every passing answer contains ("" if none)."""
+        return ""
+
+    def least_words(self) -> int:
+        """About how many words a sensible passing answer needs."""
+        return len(words(self.required_text()))
+
+    def describe(self, phrasing: int = 0) -> str:
+        options = self.phrasings()
+        return options[phrasing % len(options)]
 
     def to_json(self) -> dict[str, object]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

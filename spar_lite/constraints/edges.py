@@ -17,6 +17,13 @@ from .values import VALUES, Values
 
 _GROWS_ON = re.compile(r"['\u2019-]?[^\W_]")
 _FINAL_MARKS = ".!?"
+# Words that begin a sentence with a capital only because they begin it.
+_LOWERED = frozenset({
+    "The", "A", "An", "It", "They", "This", "That", "These", "Those", "There", "He", "She", "We",
+    "You", "My", "Your", "Our", "His", "Her", "Their", "Its", "Many", "Some", "Most", "Every",
+    "All", "One", "In", "On", "At", "With", "For", "As", "When", "While", "If", "To", "From",
+    "By", "People", "Here", "What", "How",
+})  # fmt: skip
 
 
 def require_phrase(kind: str, name: str, phrase: str) -> None:
@@ -108,12 +115,20 @@ class StartsWith(Constraint):
         mark = ":" if self.phrase[-1].isalnum() else ""
         return f"{self.phrase}{mark}{chr(10) if rest.startswith(('- ', '{')) else ' '}{rest}"
 
+    def _led_into(self, text: str) -> str:
+        """The phrase as the beginning of the first sentence: "Once upon a time, the sea ..."."""
+        first = WORD.match(text)
+        if not first or first.group() not in _LOWERED or not self.phrase[-1].isalnum():
+            return text
+        return f"{self.phrase}, {text[0].lower()}{text[1:]}"
+
     def _mends(self, text: str) -> Iterator[str]:
         if text[: len(self.phrase)].lower() == self.phrase.lower():
             yield self.phrase + text[len(self.phrase) :]
         for other in sorted(VALUES.starts, key=len, reverse=True):
             if text.startswith(other + ":"):
                 yield self._joined_to(text[len(other) + 1 :].lstrip())
+        yield self._led_into(text)
         yield self._joined_to(text)
 
     def _spoils(self, text: str) -> Iterator[str]:

@@ -17,20 +17,26 @@ from .text import (
     capitalised,
     enumerated,
     number,
+    sentence_spans,
     spliced,
     toss,
     where,
-    with_sentence,
 )
 from .values import VALUES, Values
 
-_MENTIONS = (
-    "One word for it is {word}.",
-    "The word {word} fits it well.",
-    "Once more the word is {word}.",
+# How a noun joins a sentence that was not about it.
+_JOINTS = (
+    "near the {word}", "like a {word}", "by the {word}", "beside a {word}", "with a {word}",
+    "just like the {word}", "far from the {word}", "without a {word}", "next to the {word}",
+    "much like a {word}",
+)  # fmt: skip
+_DETERMINER = re.compile(
+    r"\b(the|my|your|our|their|his|her|its|some|many|an?)"
+    r"(?= (?!most|more|very|first|last|only|same|many|few)[a-z]{3,})"
 )
-# More words left out would be no minimal edit.
+# More words left out, or put in, would be no minimal edit.
 _FEW = 20
+_MOST_MISSING = 3
 
 
 def require_word(kind: str, word: str) -> None:
@@ -83,6 +89,26 @@ def _with_others(text: str, found: list[re.Match[str]], word: str) -> Iterator[s
         yield _without(text, found)
 
 
+def _with_word(text: str, word: str, turn: int = 0) -> Iterator[str]:
+    """The text with a word more, where it reads as if it had been meant.
+
+    An adjective goes before a noun; a noun joins the end of a sentence, the first one if the end
+    of the answer may be spoken for.
+    """
+    places = list(_DETERMINER.finditer(text)) if word not in VALUES.nouns else []
+    if places:
+        found = places[(toss(text, len(places)) + turn) % len(places)]
+        article = found.group()
+        if article in ("a", "an"):
+            article = "an" if word[0] in "aeiou" else "a"
+        yield f"{text[: found.start()]}{article} {word}{text[found.end() :]}"
+    joint = _JOINTS[(toss(text + word, len(_JOINTS)) + turn) % len(_JOINTS)].format(word=word)
+    spans = sentence_spans(text)
+    for begin, end in spans[(turn % len(spans)) if spans else 0 :][:1] or [(0, len(text))]:
+        yield text[:begin] + spliced(text[begin:end], joint) + text[end:]
+    yield spliced(text, joint)
+
+
 @dataclass(frozen=True)
 class KeywordInclude(Constraint):
     """The answer holds this word at least once."""
@@ -117,8 +143,7 @@ class KeywordInclude(Constraint):
         return _places(text, self.word)
 
     def _mends(self, text: str) -> Iterator[str]:
-        yield with_sentence(text, _MENTIONS[toss(text, 2)].format(word=self.word))
-        yield spliced(text, f"and one word for it is {self.word}")
+        yield from _with_word(text, self.word)
 
     def _spoils(self, text: str) -> Iterator[str]:
         yield from _with_others(text, hits(text, self.word), self.word)
@@ -166,9 +191,7 @@ class KeywordExclude(Constraint):
         place = re.search(anchor + r"(?= [a-z])", text)
         if place:
             yield f"{text[: place.end()]} {self.word}{text[place.end() :]}"
-        yield with_sentence(
-            text, f"It is {self.word} like that." if adverb else _MENTIONS[0].format(word=self.word)
-        )
+        yield spliced(text, f"and {self.word} so" if adverb else f"and a {self.word} one")
 
 
 @dataclass(frozen=True)
@@ -215,9 +238,9 @@ class KeywordFrequency(Constraint):
 
     def _mends(self, text: str) -> Iterator[str]:
         missing = self.count - len(hits(text, self.word))
-        if missing <= len(_MENTIONS):
-            for turn in reversed(range(missing)):
-                text = with_sentence(text, _MENTIONS[turn].format(word=self.word))
+        if missing <= _MOST_MISSING:
+            for turn in range(missing):
+                text = next(_with_word(text, self.word, turn))
             yield text
 
     def _spoils(self, text: str) -> Iterator[str]:

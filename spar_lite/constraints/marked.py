@@ -1,7 +1,8 @@
 """Constraints on marked words: a title, highlights, placeholders, words in capitals.
 
-Each is a pattern that must be found at least so many times, as IFEval counts them. This file knows
-nothing about where in the answer they stand, but for the title's usual place.
+Each must be found at least so many times, as IFEval counts them (lm-evaluation-harness 0.4,
+tasks/ifeval/instructions.py, with NLTK's words). This file knows nothing about where in the answer
+they stand, but for the title's usual place.
 """
 
 import random
@@ -12,25 +13,39 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Constraint, require
-from .text import WORD, capitalised, enumerated, number, quote, words
+from .text import WORD, Span, capitalised, enumerated, number, quote, words
 from .values import VALUES, Values
 
 
 @dataclass(frozen=True)
 class Marked(Constraint):
-    """At least `count` matches of a pattern; base of the kinds below."""
+    """At least `count` marked pieces; base of the kinds below."""
 
     count: int
-    pattern: ClassVar[re.Pattern[str]]
     noun: ClassVar[str]
     most: ClassVar[int] = 3
+    # Every second word at most is marked, so that marks do not touch.
+    apart: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
 
     @abstractmethod
+    def _found(self, text: str) -> list[Span]:
+        """Where the marked pieces lie, from left to right."""
+
+    @abstractmethod
     def _mark(self, word: str) -> str:
         """The word as it must look."""
+
+    def _plain(self, text: str) -> list[Span]:
+        """Where words lie that can be marked."""
+        found = self._found(text)
+        return [
+            match.span()
+            for match in WORD.finditer(text)
+            if not any(begin <= match.start() < end for begin, end in found)
+        ]
 
     def label(self) -> str:
         return f"Has at least {number(self.count, self.noun)}"
@@ -43,30 +58,23 @@ class Marked(Constraint):
         return 2 * self.count
 
     def _passes(self, text: str) -> bool:
-        return len(self.pattern.findall(text)) >= self.count
+        return len(self._found(text)) >= self.count
 
     def _evidence(self, text: str) -> str:
-        found = [match.group() for match in self.pattern.finditer(text)]
+        found = [text[begin:end] for begin, end in self._found(text)]
         return f"Where it has a {self.noun}: {enumerated(found, 'time', whole=True)}."
 
     def _mends(self, text: str) -> Iterator[str]:
-        missing = self.count - len(self.pattern.findall(text))
-        taken = [match.span() for match in self.pattern.finditer(text)]
-        plain = [
-            match
-            for match in WORD.finditer(text)
-            if not any(begin <= match.start() < end for begin, end in taken)
-        ]
-        # The longest words carry the most; apart from each other, so that marks do not touch.
-        chosen = sorted(plain[::2], key=lambda match: -len(match.group()))[:missing]
-        for match in sorted(chosen, key=lambda match: -match.start()):
-            text = text[: match.start()] + self._mark(match.group()) + text[match.end() :]
+        missing = self.count - len(self._found(text))
+        # The longest words carry the most.
+        plain = sorted(self._plain(text)[:: self.apart], key=lambda span: span[0] - span[1])
+        for begin, end in sorted(plain[:missing], reverse=True):
+            text = text[:begin] + self._mark(text[begin:end]) + text[end:]
         yield text
 
     def _spoils(self, text: str) -> Iterator[str]:
-        found = list(self.pattern.finditer(text))
-        for match in reversed(found[self.count - 1 :]):
-            text = text[: match.start()] + self._bare(match.group()) + text[match.end() :]
+        for begin, end in reversed(self._found(text)[self.count - 1 :]):
+            text = text[:begin] + self._bare(text[begin:end]) + text[end:]
         yield text
 
     def _bare(self, marked: str) -> str:
@@ -74,24 +82,41 @@ class Marked(Constraint):
         return " ".join(words(marked))
 
 
+_SINGLE = re.compile(r"\*[^\n*]*\*")
+_DOUBLE = re.compile(r"\*\*[^\n*]*\*\*")
+_BULLET_OR_STAR = re.compile(r"^([^\S\n]*\*(?=[^\S\n]))|\*", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Highlights(Marked):
-    """Words or phrases between asterisks."""
+    """Words or phrases between asterisks, single or double ones."""
 
     kind: ClassVar[str] = "highlights"
     noun: ClassVar[str] = "highlighted phrase"
-    pattern: ClassVar[re.Pattern[str]] = re.compile(r"(?<!\*)\*[^\s*][^\n*]*\*(?!\*)")
 
     def phrasings(self) -> tuple[str, ...]:
         wanted = number(self.count, "phrase")
         return (
             f"Highlight at least {wanted} with asterisks, like *this*.",
-            f"Put at least {wanted} between single asterisks, as in *this*.",
+            f"Put at least {wanted} between asterisks, as in *this*.",
             f"At least {wanted} must be *highlighted* with asterisks.",
         )
 
+    def _found(self, text: str) -> list[Span]:
+        found = [*_SINGLE.finditer(text), *_DOUBLE.finditer(text)]
+        return sorted(match.span() for match in found if match.group().strip("*").strip())
+
     def _mark(self, word: str) -> str:
         return f"*{word}*"
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        for begin, _ in self._found(text)[self.count - 1 :][:1]:
+            yield text[:begin].rstrip("*") + _BULLET_OR_STAR.sub(r"\1", text[begin:])
+        yield text.replace("*", "")
+
+
+# A bracket that is never closed is taken with the rest of its line, which keeps a run linear.
+_BRACKET = re.compile(r"\[[^\n\]]*+\]?")
 
 
 @dataclass(frozen=True)
@@ -101,7 +126,6 @@ class Placeholders(Marked):
     kind: ClassVar[str] = "placeholders"
     noun: ClassVar[str] = "placeholder"
     most: ClassVar[int] = 2
-    pattern: ClassVar[re.Pattern[str]] = re.compile(r"\[[^\s\[\]][^\n\[\]]*\]")
 
     def phrasings(self) -> tuple[str, ...]:
         wanted = number(self.count, "placeholder")
@@ -111,17 +135,43 @@ class Placeholders(Marked):
             f"Leave at least {wanted} in square brackets, such as [date].",
         )
 
+    def _found(self, text: str) -> list[Span]:
+        return [m.span() for m in _BRACKET.finditer(text) if m.group().endswith("]")]
+
     def _mark(self, word: str) -> str:
         return f"[{word}]"
 
 
+# What parts words for NLTK: these characters, and commas and colons unless a digit follows.
+_GAP = re.compile(
+    r"""[\s"`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb;@#$%&?!*()\[\]{}<>\u2012-\u2015]"""
+    r"""|[,:](?!\d)|\.{2,}|--|''"""
+)
+# It also cuts DON'T into DO and N'T, and CANNOT into CAN and NOT.
+_CUT = re.compile(
+    r"(?<=[^'])(?=(?:'[sSmMdD]|'ll|'LL|'re|'RE|'ve|'VE|n't|N'T)['.]*$)"
+    r"|(?i:\b(?:can(?=not\b)|gim(?=me\b)|gon(?=na\b)|got(?=ta\b)|lem(?=me\b)|wan(?=na['.]*$)))"
+)
+
+
+def _tokens(text: str) -> Iterator[Span]:
+    """Where the words lie that NLTK's `word_tokenize` finds."""
+    flat = _GAP.sub(lambda gap: " " * len(gap.group()), text)
+    for match in re.finditer(r"\S+", flat):
+        begin = match.start()
+        for cut in _CUT.finditer(match.group()):
+            yield begin, match.start() + cut.end()
+            begin = match.start() + cut.end()
+        yield begin, match.end()
+
+
 @dataclass(frozen=True)
 class CapitalWords(Marked):
-    """Words of two letters or more, all in capitals."""
+    """Words all in capitals; a single letter is one too."""
 
     kind: ClassVar[str] = "capital_words"
     noun: ClassVar[str] = "word in capitals"
-    pattern: ClassVar[re.Pattern[str]] = re.compile(r"(?<![^\W_])[A-Z]{2,}(?![^\W_])")
+    apart: ClassVar[int] = 1
 
     def phrasings(self) -> tuple[str, ...]:
         wanted = number(self.count, "word")
@@ -134,14 +184,29 @@ class CapitalWords(Marked):
     def label(self) -> str:
         return f"Has at least {number(self.count, 'word')} in capitals"
 
+    def _found(self, text: str) -> list[Span]:
+        return [(begin, end) for begin, end in _tokens(text) if text[begin:end].isupper()]
+
+    def _plain(self, text: str) -> list[Span]:
+        found = [(begin, end, text[begin:end]) for begin, end in _tokens(text)]
+        return [(a, b) for a, b, word in found if not word.isupper() and word.upper().isupper()]
+
     def _mark(self, word: str) -> str:
         return word.upper()
 
-    def _bare(self, marked: str) -> str:
-        return marked.lower()
+    def _spoils(self, text: str) -> Iterator[str]:
+        # "I" and "A" are written in capitals anyway: they go last.
+        found = sorted(self._found(text), key=lambda span: span[0] - span[1])
+        for begin, end in sorted(found[: len(found) - self.count + 1], reverse=True):
+            text = text[:begin] + text[begin:end].lower() + text[end:]
+        yield text
 
 
-_TITLE = re.compile(r"<<[^\s<>][^<>\n]*>>")
+def _titles(text: str) -> list[str]:
+    """What stands on a line from its first "<<" to its last ">>", unless that is blank."""
+    lines = [line for line in text.split("\n") if "<<" in line and ">>" in line]
+    found = [line[line.index("<<") : line.rindex(">>") + 2] for line in lines]
+    return [title for title in found if title.lstrip("<").rstrip(">").strip()]
 
 
 @dataclass(frozen=True)
@@ -169,11 +234,11 @@ class Title(Constraint):
         return 3
 
     def _passes(self, text: str) -> bool:
-        return bool(_TITLE.search(text))
+        return bool(_titles(text))
 
     def _evidence(self, text: str) -> str:
-        found = _TITLE.search(text)
-        return f"Its title: {quote(found.group()) if found else 'none'}."
+        found = _titles(text)
+        return f"Its title: {quote(found[0]) if found else 'none'}."
 
     def _mends(self, text: str) -> Iterator[str]:
         name = " ".join(capitalised(word) for word in words(text)[:3])
@@ -181,5 +246,8 @@ class Title(Constraint):
             yield f"<<{name}>>\n{text}"
 
     def _spoils(self, text: str) -> Iterator[str]:
-        yield _TITLE.sub(lambda match: match.group()[2:-2], text)
-        yield _TITLE.sub("", text).strip()
+        bare = text
+        for title in _titles(text):
+            bare, text = bare.replace(title, title[2:-2].strip()), text.replace(title, "")
+        yield bare
+        yield text.strip()

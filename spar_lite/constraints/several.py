@@ -4,10 +4,11 @@ This file knows the kinds' claims and a few pairs that clash; it knows no task a
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from .base import Constraint
-from .edges import EndsWith
+from .answer import Answer
+from .base import Constraint, Requirement, from_json
+from .edges import EndsWith, StoryBookends
 from .figures import NoDigits
 from .keywords import KeywordExclude, KeywordFrequency, KeywordInclude
 from .lengths import SentenceCount, WordCount
@@ -62,11 +63,31 @@ def _crowded(rule: SentenceCount, other: Constraint) -> bool:
     return rule.count == 1 and isinstance(other, needs_two)
 
 
-def check_all(constraints: Sequence[Constraint], text: str) -> tuple[bool, ...]:
+def requirements(request: str, topic: str, asked: Iterable[object]) -> list[Requirement]:
+    """Everything a program can check of a request: its constraints (as JSON), and that it is
+    answered at all; the last goes without saying, except where a constraint is the whole task."""
+    rules = [from_json(data) for data in asked]
+    if any(rule.standalone for rule in rules):
+        return list(rules)
+    texts = tuple(text for rule in rules for text in _demanded(rule))
+    return [*rules, Answer(request, topic, texts)]
+
+
+def _demanded(rule: Constraint) -> tuple[str, ...]:
+    """The texts that a constraint demands, each by itself."""
+    match rule:
+        case StoryBookends():
+            return rule.first, rule.last
+        case JsonObject():
+            return rule.keys
+    return tuple(filter(None, (rule.required_text(),)))
+
+
+def check_all(constraints: Sequence[Requirement], text: str) -> tuple[bool, ...]:
     return tuple(constraint.check(text) for constraint in constraints)
 
 
-def mend_all(constraints: Sequence[Constraint], text: str) -> str | None:
+def mend_all(constraints: Sequence[Requirement], text: str) -> str | None:
     """The text after the fewest edits that meet every constraint; None if none is found.
 
     Breadth first over the edits of the failing constraints, so one edit that breaks
@@ -86,7 +107,7 @@ def mend_all(constraints: Sequence[Constraint], text: str) -> str | None:
     return None
 
 
-def critique(constraints: Sequence[Constraint], text: str) -> str:
+def critique(constraints: Sequence[Requirement], text: str) -> str:
     """One numbered line a constraint: its label, the evidence, Yes or No."""
     lines = []
     for index, constraint in enumerate(constraints, start=1):

@@ -19,15 +19,16 @@ from .values import VALUES, Values
 SPLITS = {"warmup": (0,), "train": (1, 2), "heldout": (3,)}
 _ATTEMPTS = 300
 
+# All of them ask for little, so that a right answer is one that ends soon.
 OPEN_FORMS = (
-    "Write about {topic}.",
-    "Describe {topic}.",
-    "Tell me about {topic}.",
+    "Write a little about {topic}.",
+    "Briefly describe {topic}.",
+    "Tell me in short about {topic}.",
     "Say something kind about {topic}.",
-    "Share a thought about {topic}.",
-    "Explain why people like {topic}.",
-    "What comes to mind when you think of {topic}?",
-    "Tell a child about {topic}.",
+    "Share one thought about {topic}.",
+    "Explain in short why people like {topic}.",
+    "What comes to mind first when you think of {topic}?",
+    "Tell a child a little about {topic}.",
 )
 BRIEF_FORMS = (
     "Write one sentence about {topic}.",
@@ -82,6 +83,7 @@ class Task:
     id: str
     text: str
     constraints: tuple[Constraint, ...]
+    topic: str = ""  # "" where the constraint is the whole task
 
 
 def topics_of(split: str) -> tuple[str, ...]:
@@ -162,7 +164,8 @@ def _task(
         text = _text(rng, topic, constraints)
         if len(constraints) >= per_prompt[0] and text not in seen:
             seen.add(text)
-            return Task(f"{split}-{index:04d}", text, constraints)
+            whole = any(constraint.standalone for constraint in constraints)
+            return Task(f"{split}-{index:04d}", text, constraints, "" if whole else topic)
     names = ", ".join(cls.kind for cls in classes)
     raise ValueError(
         f"wanted task {index + 1} of split {split!r} with {per_prompt[0]} to {per_prompt[1]} "

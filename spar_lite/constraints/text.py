@@ -10,12 +10,42 @@ import zlib
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 # Possessive quantifiers and the look-behind keep a long run of dots linear.
 _STOP = re.compile(
-    r"""(?<![.!?\u2026])[.!?\u2026]++["'\u201d\u2019)\]*_]*+(?=\s|$)"""
+    r"""(?<![.!?\u2026])([.!?\u2026]++)["'\u201d\u2019)\]*_]*+(?=\s|$)"""
     r"""|[\u3002\uff01\uff1f]++["\u201d\u2019\u300d\u300f]*+"""
 )
+_NEXT_WORD = re.compile(r"[^\S\n]+(?:[^\w\n]|_){0,8}+([^\W_]+)")
+_OPENING = "\"'\u201c\u2018([*_"
 _LINE = re.compile(r"[^\n]+")
 _PARAGRAPH_GAP = re.compile(r"\n[^\S\n]*+\n\s*+")
-_ABBREVIATIONS = frozenset({"mr", "mrs", "ms", "dr", "st", "vs", "e.g", "i.e"})
+# A single letter, or several with a stop after each: J., p.m., U.S.
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
+# Most of them are punkt's. Those with a capital are words when they are written small.
+_ABBREVIATIONS = frozenset({
+    "mr", "mrs", "ms", "messrs", "mme", "mlle", "dr", "prof", "gov", "sen", "rep", "reps", "gen",
+    "col", "lt", "capt", "cpt", "sgt", "maj", "adm", "cmdr", "rev", "pres", "supt", "st", "mt",
+    "ft", "ave", "blvd", "bros", "co", "corp", "inc", "ltd", "cie", "jr", "sr", "esq", "dept",
+    "est", "univ", "assn", "mg", "yr", "yrs", "chg", "tel", "ext", "misc", "ph.d", "m.sc", "b.sc",
+    "jan", "feb", "aug", "sep", "sept", "oct", "nov", "dec", "tues", "fri", "ala", "ariz", "calif",
+    "colo", "conn", "fla", "ga", "kan", "ky", "mich", "minn", "nev", "okla", "tenn", "va", "vt",
+    "wis",
+    "Ill", "Ore", "Pa", "Wash", "Wed",
+})  # fmt: skip
+# What follows belongs to the same sentence, whatever it is ...
+_LEADING = frozenset({"e.g", "i.e", "eg", "ie", "cf", "viz", "vs", "approx", "incl"})
+# ... or where it is a number.
+_COUNTING = frozenset({"fig", "figs", "No", "Nos", "vol", "vols", "p", "pp", "ch", "chap", "eq"})
+# Words that have a capital only where they begin a sentence; the FILLERS begin with such.
+_STARTERS = frozenset({
+    "a", "according", "after", "all", "although", "an", "and", "are", "at", "because", "before",
+    "both", "but", "by", "despite", "did", "do", "does", "even", "every", "everyone", "everything",
+    "finally", "for", "from", "he", "her", "here", "his", "how", "however", "i", "if", "in",
+    "indeed", "instead", "is", "it", "its", "many", "meanwhile", "moreover", "most", "my",
+    "nevertheless", "next", "nobody", "now", "of", "often", "on", "once", "or", "our", "people",
+    "please", "she", "since", "so", "some", "sometimes", "still", "that", "the", "their", "then",
+    "there", "therefore", "these", "they", "this", "those", "though", "thus", "to", "today",
+    "under", "unfortunately", "was", "we", "were", "what", "when", "where", "while", "who", "why",
+    "with", "yes", "yet", "you", "your",
+})  # fmt: skip
 _CLOSING = ".!?\u2026\u3002\uff01\uff1f\"'\u201d\u2019)"
 
 # Sentences that fit after any answer, for edits that make it longer.
@@ -50,25 +80,53 @@ def sentence_spans(text: str) -> list[Span]:
     """Where each sentence lies.
 
     A sentence ends at . ! ? or … before white space (or at a CJK full stop), and at a line
-    end. A piece without a letter or digit is none; "Mr.", "e.g." and a list's "1." end none.
+    end. A piece without a letter or digit is none. Which stops end none is said in `_ends`.
     """
     spans: list[Span] = []
     for line in _LINE.finditer(text):
         begin = line.start()
         for stop in _STOP.finditer(text, line.start(), line.end()):
-            if not _is_abbreviation(text[max(begin, stop.start() - 12) : stop.start()]):
+            if _ends(text, begin, stop):
                 _add_span(spans, text, begin, stop.end())
                 begin = stop.end()
         _add_span(spans, text, begin, line.end())
     return spans
 
 
-def _is_abbreviation(before: str) -> bool:
-    pieces = before.split()
-    if not pieces:
+def _ends(text: str, begin: int, stop: re.Match[str]) -> bool:
+    """Whether a stop ends the sentence that begins at `begin`.
+
+    The guide is NLTK's punkt, which IFEval counts with: an abbreviation's stop and dots ("...")
+    end a sentence only before a word that has a capital for no other reason ("The"). Unlike here,
+    it does not know "e.g.", "et al." and some more, and takes a list's "1." for a sentence.
+    """
+    marks = stop.group(1)
+    after = _NEXT_WORD.match(text, stop.end())
+    if marks is None or not after or "!" in marks or "?" in marks:
+        return True
+    follower = after.group(1)
+    starts = follower[0].isupper() and follower.lower() in _STARTERS
+    window = max(begin, stop.start() - 24)
+    pieces = text[window : stop.start()].split()
+    if marks != "." or not pieces:
+        return starts
+    word = pieces[-1].lstrip(_OPENING).rpartition("-")[2]
+    if len(pieces) == 1 and (word.isdigit() or len(word) == 1) and window == begin:
         return False
-    only_number = len(pieces) == 1 and pieces[0].isdigit()
-    return only_number or pieces[-1].lstrip("\"'(\u201c\u2018").lower() in _ABBREVIATIONS
+    return _ends_after(pieces, word, follower, starts)
+
+
+def _ends_after(before: list[str], word: str, follower: str, starts: bool) -> bool:
+    """Whether a full stop after this word ends a sentence; `before` has it and those before it."""
+    names = {word, word.lower()}
+    if names & _LEADING or (word[-1:].isdigit() and follower[0].islower()):
+        return False
+    if names & _COUNTING and len(before) > 1 and follower[0].isdigit():
+        return False
+    if "etc" in names:
+        return follower[0].isupper()
+    short = names & _ABBREVIATIONS or _INITIALS.fullmatch(word) or before[-2:] == ["et", "al"]
+    return starts if short else True
 
 
 def _add_span(spans: list[Span], text: str, begin: int, end: int) -> None:

@@ -62,7 +62,7 @@ VALUES = Values(
         "On the whole", "Believe it or not", "Without doubt", "Hello there", "For a start",
         "Naturally", "In a word", "Listen", "Imagine this", "By the way", "Truth be told",
         "At first sight", "Picture this", "You see", "Look closely", "Now then", "In general",
-        "Surely", "Good news", "Here we go", "Thank you", "Funny enough", "Broadly speaking",
+        "Surely", "Good news", "Here we go", "Fair enough", "Funny enough", "Broadly speaking",
         "Today", "Some say", "Many people think", "Let me explain", "Here goes", "Ah yes",
     ),
     ends=(

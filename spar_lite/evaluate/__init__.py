@@ -1,22 +1,25 @@
 """Scores of a checkpoint, one file a task; ``scorecard`` is where their results lie."""
 
+from spar_lite.evaluate.alarms import alarms
 from spar_lite.evaluate.heldout import (
+    HELDOUT_POINTS,
     HeldoutResult,
     answer_heldout,
     paired_difference,
     review_heldout,
-    share,
     summarise,
 )
-from spar_lite.evaluate.scorecard import Scorecard, scorecards
+from spar_lite.evaluate.scorecard import Scorecard, points, scorecards
 
 __all__ = [
+    "HELDOUT_POINTS",
     "HeldoutResult",
     "Scorecard",
+    "alarms",
     "answer_heldout",
     "paired_difference",
+    "points",
     "review_heldout",
     "scorecards",
-    "share",
     "summarise",
 ]

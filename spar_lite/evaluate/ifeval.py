@@ -76,11 +76,11 @@ def read_ifeval(path: Path) -> list[IfevalPrompt]:
     return prompts
 
 
-def hub_ifeval() -> list[IfevalPrompt]:
+def hub_ifeval(option: str = "--data FILE") -> list[IfevalPrompt]:
     """Load the Hub's copy through ``datasets``.
 
     Raises:
-        SparError: it cannot be reached; ``--data`` is the way then.
+        SparError: it cannot be reached; ``option`` is the way then.
     """
     import datasets
 
@@ -89,7 +89,7 @@ def hub_ifeval() -> list[IfevalPrompt]:
     except Exception as error:  # noqa: BLE001 - offline, gated, changed: the hint is the same
         raise SparError(
             f"{HUB} cannot be loaded ({type(error).__name__}). Give the original "
-            "input_data.jsonl (google-research, instruction_following_eval): --data FILE"
+            f"input_data.jsonl (google-research, instruction_following_eval): {option}"
         ) from None
     return [_prompt(row, f"{HUB} row {n}") for n, row in enumerate(rows, 1)]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spar_lite import constraints
 from spar_lite.bootstrap import good_and_bad, whole_sentences
 from spar_lite.engine import Engine
 from spar_lite.errors import StoreError
+from spar_lite.instructions import requirements
 from spar_lite.judge import judge_answer
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Prompt, Response, Vote
@@ -113,7 +113,7 @@ def minimal_pairs(
     by_prompt = {answer.prompt_id: answer for answer in answers}
     cases = []
     for prompt in prompts:
-        known = [constraints.from_json(data) for data in prompt.constraints]
+        known = requirements(prompt)
         answer = by_prompt.get(prompt.id)
         pair = good_and_bad(known, whole_sentences(answer.text), seed) if answer else None
         if pair is None:

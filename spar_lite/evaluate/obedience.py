@@ -1,6 +1,6 @@
-"""The share of constraints that final answers meet, in all and by kind; the truth is a program's.
+"""How many final answers a person could accept, and the constraints they meet, by kind.
 
-Knows constraints and final answers; nothing of engines, models or files.
+The truth is a program's. Knows constraints and final answers; nothing of engines, models or files.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from dataclasses import dataclass
 
 from spar_lite import constraints
 from spar_lite.decode import Final
-from spar_lite.evaluate.heldout import share
+from spar_lite.evaluate.answer import ANSWER_POINTS, CheckedAnswer, check_answer, scores
 from spar_lite.records import Cost, Prompt
-from spar_lite.statistics import Interval, bootstrap_mean, wilson
+from spar_lite.statistics import Interval, wilson
 
 
 @dataclass(frozen=True, slots=True)
-class ConstraintsResult:
-    """One prompt's final answer; ``checks`` per constraint of ``kinds``; ``score``: share met."""
+class ConstraintsResult(CheckedAnswer):
+    """One prompt's final answer; ``checks`` are those of ``kinds``; ``score``: 1 if it counts."""
 
-    id: str
-    text: str
     picked: str
     kinds: tuple[str, ...]
-    checks: tuple[bool, ...]
     verdict: bool | None
     score: float
     cost: Cost
@@ -31,25 +28,29 @@ class ConstraintsResult:
 
 def check_final(prompt: Prompt, final: Final) -> ConstraintsResult:
     """The program's word on one final answer."""
-    known = [constraints.from_json(data) for data in prompt.constraints]
-    checks = constraints.check_all(known, final.text)
-    kinds = tuple(rule.kind for rule in known)
+    checks, faults = check_answer(prompt, final.text)
+    whole = CheckedAnswer(prompt.id, final.text, final.finished, checks, faults)
     return ConstraintsResult(
-        prompt.id, final.text, final.picked, kinds, checks, final.verdict, share(checks), final.cost
+        id=prompt.id,
+        answer=final.text,
+        finished=final.finished,
+        checks=checks,
+        faults=faults,
+        picked=final.picked,
+        kinds=tuple(constraints.from_json(data).kind for data in prompt.constraints),
+        verdict=final.verdict,
+        score=float(whole.counts),
+        cost=final.cost,
     )
 
 
 def constraint_scores(results: Sequence[ConstraintsResult], seed: int = 0) -> dict[str, Interval]:
-    """Mean share met, share of prompts with all met, and each kind's share."""
+    """The scores of ``ANSWER_POINTS``, then the share of each kind's constraints that are met."""
     by_kind: dict[str, list[bool]] = {}
     for result in results:
         for kind, met in zip(result.kinds, result.checks, strict=True):
             by_kind.setdefault(kind, []).append(met)
-    scores = {
-        "constraints_met": bootstrap_mean([r.score for r in results], seed),
-        "all_met": wilson(sum(all(r.checks) for r in results), len(results)),
-        "answer_words": bootstrap_mean([len(r.text.split()) for r in results], seed),
-    }
-    for kind, found in sorted(by_kind.items()):
-        scores[f"met/{kind}"] = wilson(sum(found), len(found))
-    return scores
+    found = scores(results, ANSWER_POINTS, seed)
+    for kind, met_by in sorted(by_kind.items()):
+        found[f"met/{kind}"] = wilson(sum(met_by), len(met_by))
+    return found

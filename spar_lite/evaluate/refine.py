@@ -9,7 +9,6 @@ Knows the engine protocol and the constraints; nothing of models or files.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from typing import Literal
 from spar_lite import constraints
 from spar_lite.engine import Engine, strip_thinking
 from spar_lite.judge import judge_answer, program_view
+from spar_lite.pairs import similarity
 from spar_lite.prompts import judge_reply, parse_refinement, refine_messages
 from spar_lite.recipe import Decoding, Judge
 from spar_lite.records import Cost, Prompt, Response
@@ -104,8 +104,8 @@ async def mend_answer(
 
 
 def edit_share(old: str, new: str) -> float:
-    """Share of words that differ: 1 minus difflib's ratio over words (2 x matches / words)."""
-    return 1 - difflib.SequenceMatcher(None, old.split(), new.split(), autojunk=False).ratio()
+    """Share of words that differ: 1 minus the similarity."""
+    return 1 - similarity(old, new)
 
 
 def refine_scores(results: Sequence[RefineResult], seed: int = 0) -> dict[str, Interval]:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from spar_lite.errors import StoreError
 from spar_lite.statistics import Interval
-from spar_lite.store import Marker, StageFile
+from spar_lite.store import Marker, StageFile, read_lines
 
 T = TypeVar("T")
 
@@ -70,7 +70,9 @@ class Scorecard(Generic[T]):
             **more,
         }
         self._done.write(card)
-        return card
+        written = self._done.read()  # as a later call reads it: a figure there is none of is None
+        assert written is not None
+        return written
 
 
 def scorecards(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,3 +83,9 @@ def scorecards(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             card = Marker(path.parent, name).read()
             if card is not None:
                 yield f"{path.parent.name}/{name}", card
+
+
+def points(folder: Path, place: str, card: Mapping[str, Any]) -> dict[str, float]:
+    """Score by prompt id of an evaluation that ``scorecards`` found under ``folder``."""
+    lines = read_lines(folder / place / card["results_file"])
+    return {line["id"]: line["score"] for line in lines}

@@ -7,34 +7,35 @@ is in the files that those call.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from spar_lite.errors import RecipeError, StoreError
-from spar_lite.evaluate import HeldoutResult, paired_difference
 from spar_lite.pipeline.common import Stage, Summary
 from spar_lite.pipeline.heldout import heldout_stages
+from spar_lite.pipeline.ifeval import ifeval_prompts, ifeval_stages
 from spar_lite.pipeline.iteration import iteration_stages
 from spar_lite.pipeline.warmup import warmup_stages
 from spar_lite.recipe import Recipe, dump_recipe, parse_recipe, recipe_slice
 from spar_lite.run import Run
-from spar_lite.store import Marker, StageFile, write_text
+from spar_lite.store import Marker, write_text
 
 
 def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a run, in order."""
-    found = [*heldout_stages(recipe, "base", 0, fresh=True)]
+    found = [*heldout_stages(recipe, "base", 0, fresh=True), *ifeval_stages(recipe, "base", None)]
     if recipe.bootstrap.source != "none" or recipe.bootstrap.start_from:
         found += warmup_stages(recipe)
         found += heldout_stages(recipe, "bootstrap", 0)
+        found += ifeval_stages(recipe, "bootstrap", 0)
     for number in range(1, recipe.iterations + 1):
         found += iteration_stages(recipe, number)
         found += heldout_stages(recipe, f"iteration-{number}", number)
+    if recipe.iterations:
+        found += ifeval_stages(recipe, f"iteration-{recipe.iterations}", recipe.iterations)
     return found
 
 
@@ -45,10 +46,13 @@ def execute(run: Run, only: Collection[str] = ()) -> dict[str, Summary]:
 
     Raises:
         StoreError: the folder holds stages that were done with other recipe values.
+        SparError: IFEval is asked for, and its verifiers or prompts are not there.
     """
     saved = run.folder / "recipe.yaml"
     wanted = [s for s in stages(run.recipe) if not only or s.label in only]
     todo = [s for s in wanted if not _finished(run, s)]
+    if any(stage.name == "ifeval" for stage in todo):
+        ifeval_prompts(run.recipe)  # what is missing is said before the first stage
     if not saved.exists() or todo:
         write_text(saved, dump_recipe(run.recipe))
     for stage in todo:
@@ -60,22 +64,6 @@ def summaries(recipe: Recipe, folder: Path) -> dict[str, Summary]:
     """What every finished stage noted when it ended, by label, in order."""
     found = {s.label: Marker(folder / s.folder, s.name).read() for s in stages(recipe)}
     return {label: summary for label, summary in found.items() if summary is not None}
-
-
-def differences(recipe: Recipe, folder: Path) -> dict[str, Summary]:
-    """Held-out score of each checkpoint against the one before, paired over the same prompts."""
-    names = [s.folder for s in stages(recipe) if s.name == "heldout"]
-    found: dict[str, list[HeldoutResult]] = {}
-    for name in names:
-        if Marker(folder / name, "heldout").read() is not None:
-            found[name] = StageFile(folder / name, "heldout", HeldoutResult).load()
-    done = list(found)
-    pairs = list(itertools.pairwise(done))
-    if len(done) > 2:
-        pairs.append((done[0], done[-1]))
-    return {
-        f"{a} → {b}": asdict(paired_difference(found[a], found[b], recipe.seed)) for a, b in pairs
-    }
 
 
 def unfinished(run: Run) -> list[Stage]:

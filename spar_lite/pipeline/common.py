@@ -12,6 +12,7 @@ from spar_lite.recipe import Recipe, Training
 from spar_lite.records import Role, TrainingExample, stable_seed
 from spar_lite.run import Run
 from spar_lite.store import StageFile, json_text, read_lines, write_text
+from spar_lite.target import kept_after
 
 Summary = dict[str, Any]
 
@@ -41,7 +42,11 @@ class Stage:
 
 
 def checkpoint(recipe: Recipe, folder: Path, role: Role, iteration: int) -> Path | None:
-    """The adapter that ``role`` has after ``iteration`` (0: after the warm-up); None: fresh."""
+    """The adapter that ``role`` has after ``iteration`` (0: after the warm-up); None: fresh.
+
+    An iteration that made the answers worse leaves those of the one before.
+    """
+    iteration = kept_after(folder, iteration)
     if iteration > 0:
         return folder / f"iteration-{iteration}" / role
     if recipe.bootstrap.start_from:
@@ -49,6 +54,18 @@ def checkpoint(recipe: Recipe, folder: Path, role: Role, iteration: int) -> Path
         return copied if copied.exists() else None  # the other run may have warmed only one up
     warmed = recipe.bootstrap.source != "none" and (role != "actor" or recipe.bootstrap.actor)
     return folder / "bootstrap" / role if warmed else None
+
+
+def start_folder(recipe: Recipe) -> str:
+    """Where the checkpoint lies that iteration 1 starts from."""
+    warmed = recipe.bootstrap.source != "none" or recipe.bootstrap.start_from
+    return "bootstrap" if warmed else "base"
+
+
+def standing(recipe: Recipe, folder: Path, iteration: int) -> str:
+    """The checkpoint that stands after ``iteration`` (0: after the warm-up), if there is one."""
+    kept = kept_after(folder, iteration)
+    return f"iteration-{kept}" if kept else start_folder(recipe)
 
 
 def file_of(run: Run, folder: str, name: str, kind: type[Any]) -> StageFile[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from spar_lite.engine import Engine
+from spar_lite.errors import RecipeError
 from spar_lite.evolve import Evolution, evolve
 from spar_lite.instructions import iteration_prompts
 from spar_lite.judge import judge_answer
@@ -90,7 +92,8 @@ def _evolutions(run: Run, number: int) -> Summary:
     return {
         "evolved": sum(e.text is not None for e in found),
         "said_none": sum(e.said_none for e in found),
-        "unreadable": sum(e.text is None and not e.said_none for e in found),
+        "unreadable": sum(e.unreadable for e in found),
+        "left_out": sum(e.apply(p) is None for p, e in zip(prompts, found, strict=True)),
     }
 
 
@@ -100,10 +103,38 @@ def _prompts(run: Run, number: int) -> Summary:
     folder = f"iteration-{number}"
     plain = file_of(run, folder, "plain_prompts", Prompt).load()
     found = by_id(file_of(run, folder, "evolutions", Evolution).load())
-    prompts = [found[p.id].apply(p) for p in plain]
+    prompts = [new for p in plain if (new := found[p.id].apply(p)) is not None]
     run.screen.start(f"{folder}/prompts", len(prompts), "prompts")
+    kept = {p.id for p in prompts}
+    _mind_left_out(run, number, [found[p.id] for p in plain if p.id not in kept], len(plain))
     file_of(run, folder, "prompts", Prompt).finish(prompts)
     return {"prompts": len(prompts)}
+
+
+def _mind_left_out(run: Run, number: int, out: list[Evolution], plain: int) -> None:
+    """Say it where most of the plain prompts are left out; stop where all are."""
+    if len(out) <= plain / 2:
+        return
+    counts = {
+        "said None": sum(e.said_none for e in out),
+        "had no readable reply": sum(e.unreadable for e in out),
+        "that no constraint fits": sum(not e.replies for e in out),
+    }
+    why = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    advice = "Raise evolve.tries, lower evolve.others or choose another model or other prompts"
+    if run.recipe.evolve.way == "constraints":
+        advice = "Allow more evolve.kinds or choose other prompts"
+    if len(out) < plain:
+        share = f"{len(out)} of {plain} prompts are left out of iteration {number}"
+        run.screen.say(f"{share}: {why}. {advice} to keep more")
+        return
+    made = checkpoint(run.recipe, run.folder, "refiner", number - 1)
+    keep_it = f" -o bootstrap.start_from={run.folder} there keeps what is trained." if made else ""
+    raise RecipeError(
+        f"evolve: iteration {number} wants prompts with constraints, found none of {plain}: {why}. "
+        f"The replies are in {run.folder}/iteration-{number}/evolutions.jsonl. {advice}, "
+        f"with another --run folder.{keep_it}"
+    )
 
 
 def _responses(run: Run, number: int) -> Summary:
@@ -183,10 +214,16 @@ def _trees(run: Run, number: int) -> Summary:
 def _pairs(run: Run, number: int) -> Summary:
     folder = f"iteration-{number}"
     prompts = by_id(file_of(run, folder, "prompts", Prompt).load())
-    pairs = preference_pairs(prompts, file_of(run, folder, "trees", Tree).load())
+    responses = by_id(file_of(run, folder, "responses", Response).load())
+    pairs = preference_pairs(prompts, responses, file_of(run, folder, "trees", Tree).load())
     run.screen.start(f"{folder}/pairs", len(pairs), "pairs")
     file_of(run, folder, "pairs", PreferencePair).finish(pairs)
-    return {"pairs": len(pairs)}
+    counts = Counter(name for pair in pairs for name in pair.interferes)
+    return {
+        "pairs": len(pairs),
+        "interfering": sum(bool(pair.interferes) for pair in pairs),
+        "interference": dict(sorted(counts.items())),
+    }
 
 
 def _audit(run: Run, number: int) -> Summary:
@@ -206,9 +243,14 @@ def _audit(run: Run, number: int) -> Summary:
         "accepted_refinements": trees["accepted_refinements"],
         "nodes_per_tree": trees["nodes_per_tree"],
         "solved_by_depth": trees["solved_by_depth"],
+        "refined_truly": found["accepted"]["refined"],
+        "others_truly": found["accepted"]["others"],
         "accepted_truly": found["accepted"]["truly"],
         "truly_by_votes": found["accepted"]["truly_by_votes"],
+        "failed_by": found["failed_by"],
+        "accepted_by": found["accepted_by"],
         "truly_better": pairs["truly_better"],
+        "chosen_truly": pairs["chosen_truly"],
         "refined_likeness": pairs["refined_likeness"],
         "sampled_likeness": pairs["sampled_likeness"],
     }
@@ -234,10 +276,11 @@ def _train_actor(run: Run, number: int) -> Summary:
 
     _start_of(run, number)
     folder = f"iteration-{number}"
-    pairs = file_of(run, folder, "pairs", PreferencePair).load()
+    found = file_of(run, folder, "pairs", PreferencePair).load()
+    pairs = [p for p in found if run.recipe.dpo.interfering or not p.interferes]
     seed = stable_seed(run.recipe.seed, folder, "dpo")
     step = step_counter(run, f"{folder}/actor", [len(pairs)], run.recipe.dpo)
-    summary: Summary = {"pairs": len(pairs)}
+    summary: Summary = {"examples": 0}
     if pairs:
         training = train_actor(run.policy, pairs, run.recipe.dpo, seed, step)
         summary = report(training)

@@ -26,7 +26,7 @@ from spar_lite.recipe import Decoding, Prompts, Recipe
 from spar_lite.records import Prompt, Response, Role, TrainingExample
 from spar_lite.run import Run
 from spar_lite.sample import sample_answer
-from spar_lite.target import checkpoints
+from spar_lite.target import checkpoints, last_checkpoint
 
 
 def warmup_stages(recipe: Recipe) -> Iterator[Stage]:
@@ -120,7 +120,8 @@ def _start_from(run: Run) -> Summary:
     """Copy the last adapters of another run, so that this one is whole by itself."""
     source = Path(run.recipe.bootstrap.start_from)
     known = checkpoints(source)
-    name, adapters = list(known.items())[-1]
+    name = last_checkpoint(source, list(known))
+    adapters = known[name]
     if not adapters:
         raise StoreError(
             f"bootstrap.start_from: {source} has no adapters; wanted the folder of a run whose "

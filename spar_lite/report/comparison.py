@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spar_lite.report.evaluation import label, shown
+from spar_lite.report.tables import difference_row
 
 FIGURES = {
     "prompts": "prompts",
@@ -47,18 +48,13 @@ def comparison_table(found: Mapping[str, Any]) -> Table:
 
 
 def difference_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each later run and task, "not distinguishable" where that is the truth."""
-    for d in found["differences"]:
-        value, low, high = (100 * d["difference"][key] for key in ("value", "low", "high"))
-        yield (
-            f"{d['task']}, {d['from']} → {d['to']}: {value:+.1f} points [{low:+.1f}, {high:+.1f}], "
-            f"paired, n={d['difference']['n']}"
-            + (f", McNemar p = {d['mcnemar_p']:.3g}" if d["mcnemar_p"] is not None else "")
-            + ("" if d["distinguishable"] else ": not distinguishable")
-            + (f" ({d['left_out']} prompts not shared)" if d["left_out"] else "")
-        )
+    """One sentence for each comparison and task, the pooled ones last."""
+    yield from map(difference_row, found["differences"])
     if not found["differences"]:
         yield "No score is common to them, so nothing was compared prompt by prompt."
+    yield from map(difference_row, found.get("pooled", ()))
+    if not found.get("pooled", True):
+        yield "No score is common to all of them, so nothing was pooled."
 
 
 def _cell(name: str, score: Mapping[str, Any] | None) -> str:

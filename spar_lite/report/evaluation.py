@@ -12,8 +12,25 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-PLAIN = {"answer_words"}
-"""Scores that are no shares."""
+PLAIN = {"answer_words": 1, "base_logp": 2}
+"""Scores that are no shares, and their digits."""
+
+TITLES = {
+    "answers_that_count": "answers that count, %",
+    "constraints_met": "constraints met, whatever meets them, %",
+    "on_topic": "on topic, %",
+    "says_it_twice": "say something twice, %",
+    "empty": "empty, %",
+    "cut_off": "cut off, %",
+    "answer_words": "words per answer",
+    "base_logp": "log p per token under the base",
+    "readable_votes": "readable votes, %",
+    "judge_agreement": "judge agrees with program, %",
+    "always_no_agreement": "… a judge that always says No, %",
+    "readable_refinements": "readable refinements, %",
+    "truly_mended": "failed answers truly mended, %",
+}
+"""Names for people, in their order, of what held-out answers are scored by."""
 
 
 def card_table(card: Mapping[str, Any]) -> Table:
@@ -37,6 +54,8 @@ def title(card: Mapping[str, Any]) -> str:
 
 def label(name: str) -> str:
     """A score's name for people."""
+    if name in TITLES:
+        return TITLES[name]
     first, _, rest = name.partition("/")
     words = first.replace("_", " ")
     percent = "" if first in PLAIN else ", %"
@@ -45,11 +64,12 @@ def label(name: str) -> str:
 
 def shown(name: str, score: Mapping[str, Any]) -> str:
     """Value and interval; shares as percentages."""
-    if not score["n"] or math.isnan(score["value"]):
+    if not score["n"] or score["value"] is None or math.isnan(score["value"]):
         return "-"
-    scale = 1 if name.partition("/")[0] in PLAIN else 100
+    digits = PLAIN.get(name.partition("/")[0])
+    scale, places = (100, 1) if digits is None else (1, digits)
     value, low, high = (scale * score[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def _caption(card: Mapping[str, Any]) -> str:

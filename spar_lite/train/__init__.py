@@ -1,7 +1,7 @@
 """Training, through TRL: DPO for the actor, supervised fine-tuning for either adapter.
 
 Promise: the adapter of the role changes and no other byte does; its weights stay float32 and
-finite; at step 0 of DPO both rewards are 0, so the DPO term is ln 2; nothing is written, sent or
+finite; at step 0 of DPO both rewards are 0, so its term is ln 2; nothing is written, sent or
 printed; afterwards the policy can generate and train again as if TRL had never been there. A broken
 promise is a ``TrainingError``, because a trainer that fails silently costs days; the adapter is
 then what it was before.
@@ -23,7 +23,7 @@ import datasets
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from trl import DPOConfig, SFTConfig
+from trl import SFTConfig
 
 from spar_lite.errors import TrainingError
 from spar_lite.model.loading import not_finite
@@ -31,8 +31,16 @@ from spar_lite.model.machine import freeze_libraries
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.recipe import Dpo, Training
 from spar_lite.records import PreferencePair, Role, TrainingExample
+from spar_lite.train.logps import pair_log_p
 from spar_lite.train.rows import example_row, pair_row
-from spar_lite.train.trainers import REFERENCE, SparDpo, SparSft, patched, quiet
+from spar_lite.train.trainers import (
+    REFERENCE,
+    DpoArguments,
+    SparDpo,
+    SparSft,
+    patched,
+    quiet,
+)
 
 freeze_libraries()  # TRL has come with this room
 
@@ -76,34 +84,41 @@ def train_actor(
     loss = -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected))
            + nll_weight * mean token NLL of chosen    (SPaR, section 3.3; arXiv 2305.18290, eq. 7)
 
+    as a mean over pairs: long answers weigh no more, and micro-batches change nothing. The first
+    term is another where ``settings.loss`` says so. The metrics' ``logp_…`` are over all pairs.
+
     Raises:
         TrainingError: no pair fits ``max_length``, the template thinks, a loss or gradient is not
             finite, or a promise of this module is broken.
     """
     rows = [pair_row(policy, pair) for pair in pairs]
     kept = [row for row in rows if row["length"] <= settings.max_length]
-    weighted = settings.nll_weight > 0
     with _run(policy, "actor", settings, len(kept), len(rows), seed) as run:
-        config = DPOConfig(
+        config = DpoArguments(
             **run.arguments,
             max_length=None,
+            loss_type=[settings.loss],
+            label_smoothing=settings.label_smoothing if settings.loss == "robust" else 0.0,
             beta=settings.beta,
-            loss_type=["sigmoid", "sft"] if weighted else ["sigmoid"],
-            loss_weights=[1.0, settings.nll_weight] if weighted else [1.0],
+            nll_weight=settings.nll_weight,
         )
         length = max(max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in kept)
         limit = step0_limit(policy.inner.dtype, settings.beta, length)
         record = _Record(on_step, settings.lr, check=lambda logs: _check_step0(logs, limit))
+        # The trainer's own logs know each batch alone, and before its own update.
+        size = 2 * settings.micro_batch  # sequences, as in a forward pass of the training
+        before = pair_log_p(policy, kept, size, "before")
         run.train(SparDpo, config, kept, record)
+        after = pair_log_p(policy, kept, size, "after")
     first = record.logs[0]
-    dpo_term = _dpo_term(first)
     extra = {
-        "dpo_term_step0": dpo_term,
+        **before,
+        **after,
         "reward_chosen_step0": first["rewards/chosen"],
         "reward_rejected_step0": first["rewards/rejected"],
     }
-    if weighted:
-        extra["nll_first"] = (first["loss"] - dpo_term) / settings.nll_weight
+    if settings.loss == "sigmoid":
+        extra["dpo_term_step0"] = _dpo_term(first)
     return run.report(record, extra)
 
 
@@ -314,7 +329,7 @@ class _Record(TrainerCallback):  # type: ignore[misc]
 
     def metrics(self) -> dict[str, float]:
         """The trainer's own metrics, at the start and at the end."""
-        names = [n for n in self.logs[0] if "/" in n or n == "mean_token_accuracy"]
+        names = [n for n in self.logs[0] if "/" in n or n in ("nll", "mean_token_accuracy")]
         first = {f"{name}_first": self.logs[0][name] for name in names}
         return first | {f"{name}_last": self.late(name) for name in names}
 
@@ -325,7 +340,7 @@ class _Record(TrainerCallback):  # type: ignore[misc]
 def _dpo_term(logs: dict[str, float]) -> float:
     """-log sigmoid of the mean margin; exact where all margins are equal, as they are at step 0.
 
-    TRL logs only the sum of both loss terms, so the DPO term is found from the margin.
+    Found from the margin, because TRL logs the sum of all terms (a router's loss is one).
     """
     return math.log1p(math.exp(-logs["rewards/margins"]))
 
@@ -341,7 +356,6 @@ def _check_step0(logs: dict[str, float], limit: float) -> None:
     chosen, rejected = logs["rewards/chosen"], logs["rewards/rejected"]
     if not (abs(chosen) <= limit and abs(rejected) <= limit):  # NaN is no 0
         raise TrainingError(
-            "wanted rewards of 0 and a DPO term of 0.6931 (ln 2) at step 0, found "
-            f"{chosen:.4g} (chosen), {rejected:.4g} (rejected) and {_dpo_term(logs):.4g}: "
-            "the reference is not the actor that training started from."
+            f"wanted rewards of 0 at step 0, found {chosen:.4g} (chosen) and {rejected:.4g} "
+            "(rejected): the reference is not the actor that training started from."
         )

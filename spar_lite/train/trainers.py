@@ -6,6 +6,7 @@ one of them changes, this is the file to look at. Knows nothing of pairs or exam
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import warnings
@@ -16,7 +17,8 @@ from unittest import mock
 
 import torch
 import trl.trainer.utils
-from trl import DPOTrainer, SFTTrainer
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer, SFTTrainer
 
 from spar_lite.model.policy import Policy
 from spar_lite.train.rows import LengthSampler
@@ -43,8 +45,53 @@ class Mixin:
         return LengthSampler(self.train_dataset["length"], size, self.args.seed)
 
 
+@dataclasses.dataclass
+class DpoArguments(DPOConfig):  # type: ignore[misc]
+    """TRL's arguments and the weight of our likelihood term."""
+
+    nll_weight: float = 0.0
+
+
 class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO trainer."""
+    """TRL's DPO trainer, in whose loss every pair of a step weighs the same.
+
+    TRL's own likelihood term ("sft") is a mean over the micro-batch's tokens, so that long answers
+    weigh more; and where a step's last micro-batch is short, its pairs weigh more.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], int]:
+        """A step's micro-batches, and how many sequences they hold together."""
+        batches, _ = super().get_batch_samples(*args)
+        return batches, sum(len(batch["input_ids"]) for batch in batches)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This micro-batch's part of the step's loss, likelihood term included."""
+        outputs = []
+
+        def forward(**arguments: Any) -> Any:
+            outputs.append(model(**arguments))
+            return outputs[0]
+
+        loss = super().compute_loss(forward, inputs)
+        chosen, mask = (t.chunk(2)[0] for t in (outputs[0].log_probs, outputs[0].label_mask))
+        nll = mean_nll(chosen, mask)
+        share = len(inputs["input_ids"]) / num_items_in_batch
+        # TRL shows a mean over micro-batches; this makes it one over pairs.
+        shown = nll.item() * share * self.current_gradient_accumulation_steps
+        self._metrics["train"]["nll"].append(shown)
+        return (loss + self.args.nll_weight * nll) * share
+
+
+def mean_nll(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """-log p, averaged over each row's tokens first and over the rows then.
+
+    Shapes (rows, tokens); ``log_probs`` is 0 where ``mask`` is False.
+    """
+    return -(log_probs.sum(1) / mask.sum(1)).mean()
 
 
 class SparSft(Mixin, SFTTrainer):  # type: ignore[misc]
@@ -68,7 +115,7 @@ def patched(policy: Policy) -> Iterator[None]:
     hooks = policy.inner.get_input_embeddings()._forward_hooks
     hooked = dict(hooks)
     try:
-        with _head_where_needed():
+        with head_where_needed():
             yield
     finally:
         for module, rate in rates.items():
@@ -86,7 +133,7 @@ def patched(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _head_where_needed() -> Iterator[None]:
+def head_where_needed() -> Iterator[None]:
     """See ``patched``; a TRL that has no such switch is left as it is, only slower."""
     with mock.patch.object(trl.trainer.utils, "_use_triton", lambda _: True, create=True):
         yield

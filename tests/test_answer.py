@@ -1,0 +1,230 @@
+"""A constraint met by what is no answer does not count: the requirement, and where it has a say."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from spar_lite import constraints
+from spar_lite.constraints import KINDS, Answer
+from spar_lite.constraints.answer import looped
+from spar_lite.evaluate import review_heldout
+from spar_lite.instructions import builtin_prompts, requirements
+from spar_lite.judge import judge_answer
+from spar_lite.recipe import Evaluate, Judge, Prompts
+from spar_lite.records import Cost, Prompt, Response
+from tests.scripted import ScriptedEngine
+
+START = {"kind": "starts_with", "phrase": "To be honest"}
+END = {"kind": "ends_with", "phrase": "Good luck"}
+WORD = {"kind": "keyword_include", "word": "star"}
+TWICE = {"kind": "keyword_frequency", "word": "star", "count": 2}
+JSON = {"kind": "json_object", "keys": ["title", "text"]}
+
+
+def ask(rule: dict[str, object], topic: str = "a wolf") -> Prompt:
+    words = constraints.from_json(rule).describe()
+    return Prompt("p", f"Describe {topic}. {words}", (rule,), complete=True, topic=topic)
+
+
+def faults(rule: dict[str, object], text: str, topic: str = "a wolf") -> tuple[str, ...]:
+    answer = requirements(ask(rule, topic))[-1]
+    assert isinstance(answer, Answer)
+    return answer.faults(text)
+
+
+ANSWERS = [
+    (START, "To be honest, the wolf is a shy animal."),
+    (START, "To be honest: Wolves hunt at night in small groups."),  # another form of the topic
+    (END, "A wolf lives with its family. Good luck"),
+    (END, "The wolf runs far through deep snow. Good luck."),
+    (WORD, "The wolf howls at a star above the hill."),
+    (TWICE, "A star shines on the wolf. The wolf sees the star and howls."),
+    (JSON, '{"title": "The wolf", "text": "It hunts in packs at night."}'),
+    (WORD, "- The wolf hunts at night\n- It looks at a star"),  # a list ends without a mark
+    (WORD, "The star wolf is quite fast."),
+    (WORD, "Some wolves are very, very fast, like a star."),
+]
+
+
+@pytest.mark.parametrize(("rule", "text"), ANSWERS)
+def test_an_answer_is_one(rule: dict[str, object], text: str) -> None:
+    assert faults(rule, text) == ()
+    assert all(constraints.check_all(requirements(ask(rule)), text))
+
+
+# What models were seen to do instead of answering, and what they might do next.
+DODGES = [
+    (START, "To be honest: To be honest: To be honest: To be honest", "says it twice"),
+    (START, "To be honest. The wolf is shy. The wolf is shy.", "says it twice"),
+    (START, "To be honest, to be honest, the wolf is a shy animal.", "says it twice"),
+    (START, "To be honest, the wolf is a wolf is a wolf is a wolf.", "says it twice"),
+    (START, "To be honest the wolf is shy and the wolf is shy and likes snow.", "says it twice"),
+    (START, "To be honest", "no words of its own"),
+    (START, "To be honest: Wolf.", "no words of its own"),
+    (START, "To be honest: I am here to help with anything you need.", "off topic"),
+    (START, "To be honest: Describe a wolf.", "speaks of the task"),
+    (START, 'To be honest: The wolf. Begin your answer with "To be honest".', "speaks of the task"),
+    (START, "To be honest, as an AI I never met a wolf in the woods.", "speaks of the task"),
+    (START, "To be honest, a short sentence about the wolf is hard.", "speaks of the task"),
+    (START, "To be honest, the wolf is a very shy animal that", "cut off"),
+    (END, "Good luck.", "no words of its own"),
+    (END, "You are welcome. Good luck.", "off topic"),
+    (END, "Good luck. The wolf hunts at night in the woods. Good luck.", "says it twice"),
+    (WORD, "The wolf hunts at night in the woods. Star.", "no words of its own"),
+    (WORD, "The wolf hunts at night. The word star fits it well.", "speaks of the task"),
+    (WORD, 'The wolf hunts at night. I used the word "star" here.', "speaks of the task"),
+    (WORD, "1. Star: Star.", "no words of its own"),
+    (WORD, "star wolf", "no words of its own"),
+    (TWICE, "A wolf hunts at night in the woods. Star. Star.", "says it twice"),
+    (JSON, '{"title": "Wolf", "text": ""}', "no words of its own"),
+]
+
+
+@pytest.mark.parametrize(("rule", "text", "fault"), DODGES)
+def test_a_dodge_is_none(rule: dict[str, object], text: str, fault: str) -> None:
+    assert fault in faults(rule, text)
+    line = constraints.critique(requirements(ask(rule)), text).splitlines()[-1]
+    assert line.startswith("2. An answer about a wolf: ") and line.endswith(" No")
+
+
+def test_the_evidence_begins_alike_for_yes_and_no_and_quotes() -> None:
+    rule = requirements(ask(START))[-1]
+    assert rule.explain("To be honest, the wolf is a shy animal.") == (
+        'it says "honest, the wolf is a", twice or of the task nothing, last "animal.".'
+    )
+    assert rule.explain("To be honest: Good day. Good day.") == (
+        'it says nothing, twice or of the task "good day", last "day.".'
+    )
+    assert rule.explain("To be honest: A wolf, a wolf.") == (
+        'it says nothing, twice or of the task "a wolf", last "wolf.".'
+    )
+
+
+def test_without_a_topic_only_what_makes_sense_without_one_is_asked() -> None:
+    """Short answers, refrains and unfinished lines are a foreign prompt's own affair."""
+    foreign = Answer("What is 6 times 7?")
+    for text in ("42", "six times seven is", "la la, and la la", "Row, row. Row, row. Merrily."):
+        assert foreign.check(text), text
+    assert foreign.faults("I see. I see. I see.") == ("says it twice",)
+    assert foreign.faults("so it is so it is so it is") == ("says it twice",)
+    assert Answer("Say: What is 6 times 7 and why?").faults("Say: What is 6 times 7 and why?") == (
+        "speaks of the task",
+    )
+    assert Answer("Begin.", "", ("Well then",)).faults("Well then.") == ("no words of its own",)
+
+
+def test_a_task_that_is_its_constraint_wants_no_answer_beside_it() -> None:
+    rule = {"kind": "char_sequence", "letter": "a", "count": 4}
+    prompt = Prompt("p", 'Generate 4 of letter "a".', (rule,), complete=True)
+    assert len(requirements(prompt)) == 1
+    assert all(constraints.check_all(requirements(prompt), "aaaa"))
+
+
+@pytest.mark.parametrize(
+    ("text", "times", "found"),
+    [
+        ("a b a b", 2, "a b"),
+        ("x a b c a b c y", 2, "a b c"),
+        ("a b a b", 3, ""),
+        ("a b a b a b", 3, "a b"),
+        ("very very good", 2, ""),
+        ("very very very good", 2, "very"),
+        ("a b c d", 2, ""),
+        ("", 2, ""),
+    ],
+)
+def test_looped(text: str, times: int, found: str) -> None:
+    assert " ".join(looped(text.split(), times)) == found
+
+
+def test_looped_and_faults_take_long_texts() -> None:
+    text = " ".join(f"word{n}" for n in range(3000))
+    assert looped(text.split()) == ()
+    assert Answer("Describe tea.", "tea").faults(text) == ("off topic", "cut off")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_of_prompt_asks_for_an_answer(kind: str) -> None:
+    settings = Prompts(kinds=(kind,), per_prompt=(1, 1))
+    for split in ("warmup", "train", "heldout"):
+        for prompt in builtin_prompts(settings, 0, split, 5):
+            known = requirements(prompt)
+            standalone = constraints.kind_named(kind).standalone
+            assert isinstance(known[-1], Answer) is not standalone
+            if not standalone:
+                assert prompt.topic and prompt.topic in prompt.text
+                assert not known[-1].check(prompt.text), "the request read back"
+                assert not known[-1].check("Good luck. Good luck. Good luck.")
+
+
+@pytest.mark.parametrize("kind", sorted(k for k, c in KINDS.items() if not c.standalone))
+def test_a_good_answer_can_be_spoilt_in_several_ways(kind: str) -> None:
+    """The constraint stays met by some of them: that is what the judge has to learn."""
+    text = "A wolf hunts at night in the dark woods. It lives with its family and howls."
+    settings = Prompts(kinds=(kind,), per_prompt=(1, 1))
+    for prompt in builtin_prompts(settings, 0, "train", 20):
+        rule = Answer(prompt.text, "a wolf")
+        bad = list(rule.spoilt(text))
+        assert len(bad) >= 2 and not any(rule.check(edit) for edit in bad)
+
+
+# Where it has a say -----------------------------------------------------------------------------
+
+
+def judged(prompt: Prompt, text: str, mode: str, said: str = "Yes"):
+    engine = ScriptedEngine(lambda role, request: f"1. Fine: Yes\nFinal Judgement: {said}")
+    settings = Judge(mode=mode, votes=3)  # type: ignore[arg-type]
+    return asyncio.run(judge_answer(engine, prompt, text, "p/0", settings))
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "code"])
+def test_the_verdict_of_record_is_a_no(mode: str) -> None:
+    found = judged(ask(START), "To be honest: To be honest: To be honest.", mode)
+    assert (found.verdict, found.value, found.checks) == (False, 0.0, (True, False))
+    assert found.critique and "2. An answer about a wolf: it says nothing" in found.critique
+    assert found.critique.endswith("Final Judgement: No")
+    assert judged(ask(START), "To be honest, the wolf is a shy animal.", mode).verdict is True
+
+
+def test_of_a_foreign_prompt_a_loop_is_a_no_and_the_rest_is_the_models_to_say() -> None:
+    foreign = Prompt("p", "Tell me about the tax law.")
+    assert judged(foreign, "It is law. It is law. It is law.", "hybrid").verdict is False
+    for said in ("Yes", "No"):
+        found = judged(foreign, "It changes every year.", "hybrid", said)
+        assert found.verdict is (said == "Yes") and found.checks == ()
+    assert judged(foreign, "It changes every year.", "code").verdict is None
+    assert judged(foreign, "It is law. It is law. It is law.", "llm").verdict is True  # its own say
+
+
+def test_the_heldout_score_counts_answers() -> None:
+    engine = ScriptedEngine(lambda role, request: "Final Judgement: Yes")
+
+    def review(text: str, finished: bool = True):
+        response = Response("p", "p", text, finished, Cost())
+        return asyncio.run(review_heldout(engine, ask(START), response, Evaluate()))
+
+    thin = review("To be honest. To be honest.")
+    assert thin.checks == (True,) and "says it twice" in thin.faults and not thin.counts
+    good = review("To be honest, the wolf is a shy animal.")
+    assert good.checks == (True,) and good.faults == () and good.counts
+    cut = review("To be honest, the wolf is a shy animal.", finished=False)
+    assert cut.sound and not cut.counts
+
+
+def test_heldout_prompts_are_the_same_for_every_seed_and_share_no_phrase_with_the_others() -> None:
+    settings = Prompts(kinds=("starts_with", "ends_with", "keyword_include"), per_prompt=(1, 1))
+    held = builtin_prompts(settings, 0, "heldout", 100)
+    assert held == builtin_prompts(settings, 7, "heldout", 100)
+
+    def asked(prompts: list[Prompt]) -> set[str]:
+        return {
+            str(p.constraints[0].get("phrase") or p.constraints[0].get("word")) for p in prompts
+        }
+
+    for split in ("warmup", "train"):
+        others = builtin_prompts(settings, 0, split, 300)
+        assert others != builtin_prompts(settings, 1, split, 300)
+        assert not asked(held) & asked(others)
+        assert not {p.topic for p in held} & {p.topic for p in others}
