@@ -10,6 +10,7 @@ Knows constraints, templates and the engine protocol; no model, no files but the
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import random
@@ -20,7 +21,7 @@ from typing import Any
 
 from spar_lite import constraints
 from spar_lite.constraints import Answer, Requirement
-from spar_lite.constraints.text import sentence_spans
+from spar_lite.constraints.text import sentence_spans, words
 from spar_lite.errors import RecipeError
 from spar_lite.instructions import requirements
 from spar_lite.prompts import (
@@ -35,6 +36,12 @@ from spar_lite.verdict import parse_verdict
 
 OWN_ANSWERS = 2
 """Good answers of its own per prompt that the actor is taught, at most."""
+
+REFINABLE = 0.5
+"""Share of a bad text's words that a good one must keep for a refinement to be taught."""
+
+PHRASE_ALONE = 0.4
+"""Share of the texts without an answer that are a required phrase alone: what models say first."""
 
 
 def lessons(
@@ -54,7 +61,8 @@ def lessons(
        texts that miss another constraint, or the same in another way.
 
     Each pair gives a judgement of the good text, a Yes, and a chat that judges the bad one, a No,
-    and refines it, the loss falling on both replies.
+    and refines it, the loss falling on both replies. Where the good text keeps little of the bad
+    one there is nothing to refine, and the No stands alone.
     """
     prompts, own = list(prompts), dict[str, list[str]]()
     for response in answers:
@@ -130,6 +138,9 @@ def thin_text(
         if foreign and not rule.check(foreign):
             return foreign
     thin = [bad for bad in rule.spoilt(good) if all(constraints.check_all(asked, bad))]
+    alone = min(thin, key=len, default=None)
+    if alone and rng.random() < PHRASE_ALONE:
+        return alone
     return rng.choice(thin) if thin else rule.spoil(good)
 
 
@@ -169,17 +180,24 @@ def reflection(known: Sequence[Requirement], text: str) -> str:
 
 
 def _rows(prompt: Prompt, good: str, bad: str, id: str) -> list[TrainingExample]:
-    """A Yes, and a No with its refinement."""
+    """A Yes, and a No with its refinement if the bad text is near enough to the good one."""
     known = requirements(prompt)
     passed = judge_reply(constraints.critique(known, good), True)
     failed = judge_reply(constraints.critique(known, bad), False)
-    mended = refine_reply(reflection(known, bad), good)
+    judged = TrainingExample(f"{id}/judge", "judgement", judge_messages(prompt.text, good), passed)
+    if kept_share(bad, good) < REFINABLE:
+        asked = judge_messages(prompt.text, bad)
+        return [judged, TrainingExample(f"{id}/refuse", "judgement", asked, failed)]
     chat = refine_messages(prompt.text, bad, failed)
-    judged = judge_messages(prompt.text, good)
-    return [
-        TrainingExample(f"{id}/judge", "judgement", judged, passed),
-        TrainingExample(f"{id}/refine", "refinement", chat, mended, every_reply=True),
-    ]
+    mended = refine_reply(reflection(known, bad), good)
+    return [judged, TrainingExample(f"{id}/refine", "refinement", chat, mended, every_reply=True)]
+
+
+def kept_share(bad: str, good: str) -> float:
+    """Share of the bad text's words that stand in the good one, in the same order."""
+    before, after = ([w.lower() for w in words(text)] for text in (bad, good))
+    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) / len(before) if before else 0.0
 
 
 def by_hardness(

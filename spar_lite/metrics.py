@@ -36,12 +36,7 @@ def iteration_metrics(folder: Path) -> dict[str, Any]:
     trees = StageFile(folder, "trees", Tree).load()
     pairs = StageFile(folder, "pairs", PreferencePair).load()
     judged = [(prompts[j.id.rpartition("/")[0]], j) for j in judgements]
-    judged += [
-        (prompts[tree.prompt_id], node.judgement)
-        for tree in trees
-        for node in tree.nodes
-        if node.path and node.judgement
-    ]
+    judged += [(prompts[tree.prompt_id], j) for tree in trees for j in judged_in(tree)]
     texts = [(prompts[r.prompt_id], r.text) for r in responses]
     mended = [(prompts[t.prompt_id], t.node(t.accepted).text or "") for t in trees if t.accepted]
     return {
@@ -54,6 +49,12 @@ def iteration_metrics(folder: Path) -> dict[str, Any]:
         "accepted_by": fault_shares(mended),
         "pairs": pair_truth(pairs, prompts) | likeness(pairs, responses, judgements),
     }
+
+
+def judged_in(tree: Tree) -> list[Judgement]:
+    """The judgements made in a tree: each text's once, the sampled answer's not again."""
+    found = {n.text: n.judgement for n in reversed(tree.nodes) if n.judgement}
+    return [judgement for text, judgement in found.items() if text != tree.node("").text]
 
 
 def vote_counts(judgements: Iterable[Judgement]) -> dict[str, Any]:

@@ -254,8 +254,8 @@ class Judge(Decoding):
     votes: Count = Field(5, description="replies per answer; the majority decides")
     early_stop: bool = Field(
         True,
-        description="ask for no more votes once the majority is decided whatever the rest says; "
-        "false: the paper's rule, always all",
+        description="ask for no more votes once the majority is decided whatever the rest says; in "
+        "a tree the rest is drawn where answers are ranked; false: the paper's rule, always all",
     )
 
 

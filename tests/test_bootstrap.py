@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ WELL = {"kind": "starts_with", "phrase": "Well"}
 TEXT = 'Describe {}. Begin your answer with "Well".'
 ASK = Prompt("w-0", TEXT.format("tea"), (WELL,), complete=True, topic="tea")
 RULE = StartsWith("Well")
+WORDS = ("leaves", "herbs", "old men", "kings", "winter", "peace", "many lands", "mornings")
 GOOD = "Well, tea is a warm drink made of leaves."
 BARE = "Tea is a warm drink made of leaves."
 
@@ -30,21 +33,22 @@ def answer(text: str, k: int = 0, prompt: str = "w-0", finished: bool = True) ->
     return Response(f"{prompt}/{k}", prompt, text, finished, Cost())
 
 
-def texts(rows: list[TrainingExample]) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """(answers taught, texts judged with a Yes, (bad text judged with a No, its refinement))."""
+def texts(rows: list[TrainingExample]) -> tuple[list[str], list[str], list[str], list[Any]]:
+    """(answers taught, texts judged with a Yes, with a No, (bad text, its refinement))."""
     answers = [row.completion for row in rows if row.kind == "answer"]
-    passed, mended = [], []
+    passed, failed, mended = [], [], []
     for row in rows:
         shown = row.prompt[0].content.partition("<answer>\n")[2].removesuffix("\n</answer>")
         if row.kind == "judgement":
-            assert parse_verdict(row.completion) is True and not row.every_reply
-            passed.append(shown)
+            assert not row.every_reply
+            (passed if parse_verdict(row.completion) else failed).append(shown)
         if row.kind == "refinement":
             assert parse_verdict(row.prompt[1].content) is False and row.every_reply
             refined = parse_refinement(row.completion)
             assert refined is not None
+            failed.append(shown)
             mended.append((shown, refined))
-    return answers, passed, mended
+    return answers, passed, failed, mended
 
 
 def test_a_model_is_taught_its_own_good_answers_and_their_small_corruptions() -> None:
@@ -52,20 +56,51 @@ def test_a_model_is_taught_its_own_good_answers_and_their_small_corruptions() ->
     also = "Well, most people drink tea with a little milk."
     said = [answer(BARE, 0), answer(GOOD, 1), answer(also, 2), answer("", 3)]
     rows = bootstrap.lessons([ASK], said, seed=0, minimal=1)
-    answers, passed, mended = texts(rows)
+    answers, passed, bad, mended = texts(rows)
     assert answers == [GOOD, also], "its own words, the shorter first"
     assert passed == [GOOD, also, "Well: Tea is a warm drink made of leaves."]
     rule = requirements(ASK)[-1]
-    (missing, _), (thin, _), (failed, repaired) = mended
+    missing, thin, _ = bad
     assert not RULE.check(missing) and rule.check(missing)
     assert RULE.check(thin) and not rule.check(thin)
-    assert (failed, repaired) == (BARE, passed[2]), "what it said badly, where a repair helps"
+    assert mended[-1] == (BARE, passed[2]), "what it said badly, where a repair helps"
     assert bootstrap.actor_rows(rows) == [row for row in rows if row.kind == "answer"]
     assert len(bootstrap.refiner_rows(rows)) == 6
 
 
+@pytest.mark.parametrize(
+    ("bad", "share"),
+    [
+        (GOOD.replace("Well, tea", "Tea"), 1.0),
+        ("Well.", 1.0),  # the phrase alone is something to go on from
+        (f"{GOOD} {GOOD}", 0.5),
+        ("Well, coffee is brewed of beans.", 3 / 6),
+        ("My dog sleeps.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_what_a_good_text_keeps_of_a_bad_one(bad: str, share: float) -> None:
+    assert bootstrap.kept_share(bad, GOOD) == pytest.approx(share)
+
+
+def test_where_nothing_is_kept_the_no_stands_alone() -> None:
+    said = [answer(f"Well, tea is a warm drink of {word}.", n) for n, word in enumerate(WORDS)]
+    dogs = replace(ASK, id="w-1", text=TEXT.format("dogs"), topic="dogs")
+    said.append(answer("Well, my dogs run all day long.", 0, "w-1"))
+    single = 0
+    for seed in range(20):
+        rows = bootstrap.lessons([ASK, dogs], said, seed)
+        _, _, failed, mended = texts(rows)
+        assert len(failed) == 4
+        refined = dict(mended)
+        for bad in failed:
+            single += bad not in refined
+        assert all(bootstrap.kept_share(b, g) >= bootstrap.REFINABLE for b, g in mended)
+    assert single > 0, "the other topic's answers"
+
+
 def test_without_a_good_answer_one_that_a_repair_makes_good_is_taught() -> None:
-    answers, _, mended = texts(bootstrap.lessons([ASK], [answer(BARE)], seed=0))
+    answers, _, _, mended = texts(bootstrap.lessons([ASK], [answer(BARE)], seed=0))
     assert answers == ["Well: Tea is a warm drink made of leaves."]
     assert (BARE, answers[0]) in mended
 
@@ -104,10 +139,10 @@ def test_every_row_is_right_and_no_canned_sentence_comes_more_than_rarely() -> N
     by_id = {p.id: p for p in prompts}
     for row in rows:
         known = requirements(by_id[row.id.partition("/")[0]])
-        answers, passed, mended = texts([row])
+        answers, passed, failed, mended = texts([row])
         for good in (*answers, *passed, *(refined for _, refined in mended)):
             assert all(constraints.check_all(known, good)), (known, good)
-        for bad, _ in mended:
+        for bad in failed:
             assert not all(constraints.check_all(known, bad)), (known, bad)
     assert len({row.id for row in rows}) == len(rows)
     own = {s for fact in facts for p in prompts for s in sentences(fact.format(p.topic))}

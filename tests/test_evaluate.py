@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import random
 
@@ -21,6 +22,7 @@ from spar_lite.metrics import (
     agreement,
     agreement_by_kind,
     fault_shares,
+    judged_in,
     likeness,
     others_truth,
     pair_truth,
@@ -163,6 +165,13 @@ def tree(id: str, accepted: str | None, *paths: str, checks: bool = True) -> Tre
     nodes = [Node("", "old", None, (), judgement((False,), False))]
     nodes += [Node(p, "new", "r", (), judgement((checks,), True)) for p in paths]
     return Tree(id, "h-0", "h-0/0", tuple(nodes), accepted, accepted or "", "accepted", Cost())
+
+
+def test_a_judgement_that_copies_share_counts_once() -> None:
+    nodes = tree("a", None, "0", "1", "2").nodes
+    root = dataclasses.replace(nodes[0], path="3")  # the failed answer again
+    grown = dataclasses.replace(tree("a", None), nodes=(*nodes, root))
+    assert judged_in(grown) == [nodes[1].judgement]
 
 
 def test_trees_by_depth_and_the_truth_of_acceptance() -> None:

@@ -420,7 +420,7 @@ def test_evolved_prompts_go_through_the_loop(tiny_folder: Path, tmp_path: Path) 
     assert _saved(folder).evolve.way == "constraints"
 
 
-def test_a_model_evolves_and_the_plain_rest_stays(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_model_evolves_and_the_rest_is_left_out(tiny_folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "plain.jsonl"
     source.write_text("".join(f'{{"text": "Describe tea number {n}."}}\n' for n in range(4)))
 
@@ -479,7 +479,7 @@ def test_the_curve_goes_on_where_it_stopped(
     longer = curve([0, 4, 10])
     assert longer[:2] == first and trained == [6]
     assert longer[2]["tokens"] > first[1]["tokens"]
-    with pytest.raises(RecipeError, match=r"--rows 1000: the warm-up has 12 rows"):
+    with pytest.raises(RecipeError, match=r"--rows 1000: the warm-up has 24 rows"):
         curve([1000])
     with pytest.raises(RecipeError, match="teaches no_commas; choose other kinds"):
         warmup_curve(start(folder, settings), [0], ("no_commas",), 4)

@@ -25,7 +25,7 @@ _SMALL = frozenset({
     "these", "those", "there", "here", "he", "she", "they", "we", "you", "i", "me", "him", "her",
     "them", "us", "my", "your", "our", "their", "his", "not", "no", "yes", "if", "when", "while",
     "who", "what", "which", "how", "why", "all", "any", "some", "each", "every", "more", "most",
-    "very", "just", "also", "too", "one",
+    "very", "just", "also", "too", "one", "like", "much", "near", "far", "next", "without",
 })  # fmt: skip
 # In a topic these describe; the thing itself is in the other words.
 _DESCRIBING = frozenset({
