@@ -44,7 +44,7 @@ ANSWERS = [
     (JSON, '{"title": "The wolf", "text": "It hunts in packs at night."}'),
     (WORD, "- The wolf hunts at night\n- It looks at a star"),  # a list ends without a mark
     (WORD, "The star wolf is quite fast."),
-    (WORD, "Some wolves are very, very fast, like a star."),
+    (WORD, "Some wolves are very, very fast and shine like a star."),
 ]
 
 

@@ -19,6 +19,7 @@ from spar_lite.pipeline.common import (
     Summary,
     checkpoint,
     file_of,
+    kept,
     standing,
     write_metrics,
 )
@@ -26,7 +27,6 @@ from spar_lite.prompts import answer_messages
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import Run, by_id
-from spar_lite.target import kept_after
 
 
 def heldout_stages(
@@ -41,6 +41,8 @@ def heldout_stages(
         keys = (*keys, "bootstrap")
     if iteration:
         keys = (*keys, "prompts", "sample", "judge", "search", "dpo", "rft")
+    if iteration > 1:
+        keys = (*keys, "iterate")
     place = (folder, None if fresh else iteration)
     yield Stage(folder, "heldout_answers", keys, lambda run: _heldout_answers(run, *place))
     yield Stage(folder, "heldout", keys, lambda run: _heldout_review(run, *place))
@@ -105,7 +107,7 @@ def _base_logps(
 
 def _keep(run: Run, number: int) -> Summary:
     """Decide whose adapters the next iteration starts from (``iterate.keep``)."""
-    folder, last = f"iteration-{number}", kept_after(run.folder, number - 1)
+    folder, last = f"iteration-{number}", kept(run.recipe, run.folder, number - 1)
     start = standing(run.recipe, run.folder, number - 1)
     run.screen.start(f"{folder}/keep", 1, "decision")
     before = file_of(run, start, "heldout", HeldoutResult).load()

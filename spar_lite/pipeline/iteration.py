@@ -50,7 +50,9 @@ def iteration_stages(recipe: Recipe, number: int) -> Iterator[Stage]:
         return Stage(folder, name, keys, lambda run: work(run, number))
 
     prompts: tuple[str, ...] = ("seed", "prompts")
-    responses = (*MODEL, "bootstrap", "prompts", "evolve", "sample")
+    responses: tuple[str, ...] = (*MODEL, "bootstrap", "prompts", "evolve", "sample")
+    if number > 1:
+        responses = (*responses, "iterate")
     judgements = (*responses, "judge")
     trees = (*judgements, "search")
     if recipe.evolve.way != "none":

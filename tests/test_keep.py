@@ -1,0 +1,119 @@
+"""`iterate.keep`: an iteration that lowers the answers that count is not started from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spar_lite import pipeline
+from spar_lite.evaluate import HeldoutResult
+from spar_lite.pipeline.common import checkpoint, standing
+from spar_lite.recipe import Recipe, parse_recipe
+from spar_lite.records import Cost
+from spar_lite.run import Run
+from spar_lite.store import Marker, StageFile
+from spar_lite.target import find_target
+
+
+class Screen:
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, items: int) -> None: ...
+
+    def tokens(self, count: int) -> None: ...
+
+    def end(self, note: str) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def recipe(keep: str = "better", **more: object) -> Recipe:
+    evaluate = {"prompts": 10}
+    return parse_recipe(
+        {"model": {"id": "m"}, "evaluate": evaluate, "iterate": {"keep": keep}, **more}
+    )
+
+
+def score(folder: Path, name: str, good: int) -> None:
+    """A finished checkpoint ``good`` of whose ten answers count; both its adapters."""
+    results = [
+        HeldoutResult(str(n), "a", True, (n < good,), (), None, None, False, None, None, (), Cost())
+        for n in range(10)
+    ]
+    StageFile(folder / name, "heldout", HeldoutResult).finish(results)
+    Marker(folder / name, "heldout").write({})
+    for role in ("actor", "refiner"):
+        (folder / name / role).mkdir(parents=True, exist_ok=True)
+        (folder / name / role / "adapter_config.json").write_text("{}")
+
+
+def decide(folder: Path, settings: Recipe, number: int) -> tuple[int, list[str]]:
+    """Work the stage that decides after an iteration; (the iteration kept, what was said)."""
+    screen = Screen()
+    stages = {s.label: s for s in pipeline.stages(settings)}
+    summary = stages[f"iteration-{number}/keep"].work(Run(settings, folder, screen))
+    Marker(folder / f"iteration-{number}", "keep").write({"recipe": {}, **summary})
+    return summary["kept"], screen.said
+
+
+# answers of ten that count after the warm-up and each iteration; the iteration kept after each
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([4, 5, 6, 7], [1, 2, 3]),
+        ([4, 3, 5, 5], [0, 2, 3]),  # equal is no worse
+        ([4, 5, 3, 4], [1, 1, 1]),  # each against what it started from
+        ([4, 3, 2, 1], [0, 0, 0]),
+    ],
+)
+def test_the_better_checkpoint_stays(tmp_path: Path, scores: list[int], kept: list[int]) -> None:
+    settings = recipe()
+    (tmp_path / "recipe.yaml").write_text("model: {id: m}\n")
+    for number, good in enumerate(scores):
+        name = f"iteration-{number}" if number else "bootstrap"
+        score(tmp_path, name, good)
+        if not number:
+            continue
+        found, said = decide(tmp_path, settings, number)
+        assert found == kept[number - 1]
+        better = f"iteration-{found}" if found else "bootstrap"
+        assert standing(settings, tmp_path, number) == better
+        for role in ("actor", "refiner"):
+            assert checkpoint(settings, tmp_path, role, number) == tmp_path / better / role  # type: ignore[arg-type]
+        assert find_target(str(tmp_path)).adapters["actor"] == tmp_path / better / "actor"
+        if found != number:
+            assert f"the adapters of {better} stay" in said[0]
+            assert f"{10 * (good - scores[found]):+.1f} points" in said[0]
+        else:
+            assert said == []
+
+
+def test_always_goes_on_with_the_new_ones_and_looks_at_no_earlier_decision(tmp_path: Path) -> None:
+    for name, good in (("bootstrap", 4), ("iteration-1", 1)):
+        score(tmp_path, name, good)
+    decide(tmp_path, recipe(), 1)
+    always = recipe("always")
+    assert "iteration-1/keep" not in {s.label for s in pipeline.stages(always)}
+    assert standing(always, tmp_path, 1) == "iteration-1"
+    assert standing(recipe(), tmp_path, 1) == "bootstrap"
+
+
+def test_without_a_warm_up_the_base_stays(tmp_path: Path) -> None:
+    settings = recipe(bootstrap={"source": "none"})
+    score(tmp_path, "base", 4)
+    score(tmp_path, "iteration-1", 3)
+    assert decide(tmp_path, settings, 1)[0] == 0
+    assert checkpoint(settings, tmp_path, "actor", 1) is None
+    assert standing(settings, tmp_path, 1) == "base"
+
+
+def test_without_a_score_there_is_nothing_to_decide_by() -> None:
+    settings = recipe(evaluate={"prompts": 0})
+    assert not [s for s in pipeline.stages(settings) if s.name == "keep"]
