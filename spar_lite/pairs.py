@@ -27,6 +27,8 @@ from spar_lite.records import (
 SIZES = frozenset({"length", "layout"})
 """What a constraint claims that is mended by making an answer shorter or longer."""
 
+LOOPS = "says it twice"
+
 REWRITTEN = 0.3
 """Similarity below which two answers are two answers, and not one and its refinement."""
 
@@ -73,6 +75,7 @@ def preference_pairs(
                     chosen,
                     rejected.text,
                     interference(prompt, rejected, chosen),
+                    cut_off=not rejected.finished,
                 )
             )
     return pairs
@@ -81,13 +84,14 @@ def preference_pairs(
 def interference(prompt: Prompt, rejected: Response, chosen: str) -> tuple[str, ...]:
     """In what a pair differs beside what was mended (paper, section 1: interfering factors).
 
-    "cut off": the rejected answer ran into the token limit, the chosen one ended. "shorter",
-    "longer": by more than half, or more than double, though no length was asked for. "rewritten":
-    hardly a word in common. The last three are how a text that was no answer is mended, so there
-    they do not count.
+    "cut off": the rejected answer ran into the token limit, the chosen one ended; of one that goes
+    round in circles that is the fault itself. "shorter", "longer": by more than half, or more than
+    double, though no length was asked for. "rewritten": hardly a word in common. The last three are
+    how a text that was no answer is mended, so there they do not count.
     """
-    found = [] if rejected.finished else ["cut off"]
     known = requirements(prompt)
+    circles = any(isinstance(r, Answer) and LOOPS in r.faults(rejected.text) for r in known)
+    found = [] if rejected.finished or circles else ["cut off"]
     missed = [rule for rule in known if not rule.check(rejected.text)]
     if not any(isinstance(r, Answer) or getattr(r, "claims", set()) & SIZES for r in missed):
         before, after = len(rejected.text.split()), len(chosen.split())

@@ -215,7 +215,9 @@ class Bootstrap(Training):
         0.0, description="peak learning rate of the actor's warm-up; 0 takes lr"
     )
     max_new_tokens: Count = Field(64, description="longest answer sampled for warm-up data")
-    examples: Natural = Field(0, description="cap on training rows; 0 keeps all")
+    examples: Natural = Field(
+        0, description="cap on the refiner's rows, which cost the most; 0 keeps all"
+    )
 
     @field_validator("curriculum", mode="before")
     @classmethod

@@ -150,7 +150,8 @@ class PreferencePair:
     """DPO data: ``chosen`` is the accepted refinement of ``rejected``. ``id`` is the tree's.
 
     ``interferes``: in what the two sides differ beside what was mended ("cut off", "shorter",
-    "longer", "rewritten"); a training on such a pair learns that as well.
+    "longer", "rewritten"); a training on such a pair learns that as well. ``cut_off``: the rejected
+    answer ran into the token limit, so it has no end token to learn from.
     """
 
     id: str
@@ -159,6 +160,7 @@ class PreferencePair:
     chosen: str
     rejected: str
     interferes: tuple[str, ...] = ()
+    cut_off: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def test_the_better_checkpoint_stays(tmp_path: Path, scores: list[int], kept: li
         better = f"iteration-{found}" if found else "bootstrap"
         assert standing(settings, tmp_path, number) == better
         for role in ("actor", "refiner"):
-            assert checkpoint(settings, tmp_path, role, number) == tmp_path / better / role  # type: ignore[arg-type]
+            assert checkpoint(settings, tmp_path, role, number) == tmp_path / better / role
         assert find_target(str(tmp_path)).adapters["actor"] == tmp_path / better / "actor"
         if found != number:
             assert f"the adapters of {better} stay" in said[0]

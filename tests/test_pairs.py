@@ -119,7 +119,8 @@ LED = f"To begin, t{WOLF[1:]}"
         # Where a length is asked for, or the answer was none, that is what was mended.
         (SHORT, WOLF, True, "The wolf is a shy animal.", ()),
         (START, "To begin. To begin. To begin.", True, LED, ()),
-        (START, "To begin. To begin. To begin.", False, LED, ("cut off",)),
+        (START, "To begin. To begin. To begin.", False, LED, ()),  # it would never have ended
+        (START, "To begin.", False, LED, ("cut off",)),
     ],
 )  # fmt: skip
 def test_interference_is_what_differs_beside_what_was_mended(

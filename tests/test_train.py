@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -392,6 +393,15 @@ def test_prompts_are_the_ones_that_generation_sends(tiny_policy: Factory) -> Non
     prompt, completion = rows.tokenize(policy, chat, "Yo")
     assert prompt == policy.encode(chat) != plain[0]
     assert completion == plain[1]
+
+
+def test_a_rejected_answer_that_was_cut_off_is_trained_without_an_end(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    row = rows.pair_row(policy, pair("p", "fine", "so and so"))
+    cut = rows.pair_row(policy, dataclasses.replace(pair("p", "fine", "so and so"), cut_off=True))
+    assert row["rejected_ids"][-1] in policy.eos
+    assert cut["rejected_ids"] == row["rejected_ids"][:-1]
+    assert cut["chosen_ids"] == row["chosen_ids"]
 
 
 def test_length_sampler_groups_like_lengths_and_loses_none() -> None:

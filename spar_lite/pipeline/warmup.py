@@ -77,7 +77,8 @@ def _warmup_examples(run: Run) -> Summary:
         rows = bootstrap.lessons(prompts, answers, run.recipe.seed, settings.minimal)
     else:
         rows = bootstrap.released_rows(Path(settings.source))
-    rows = rows[: settings.examples or None]
+    judged = bootstrap.refiner_rows(rows)[: settings.examples or None]
+    rows = [*bootstrap.actor_rows(rows), *judged]
     run.screen.start("bootstrap/examples", len(rows), "examples")
     file_of(run, "bootstrap", "examples", TrainingExample).finish(rows)
     return kinds(rows)

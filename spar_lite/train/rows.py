@@ -48,9 +48,11 @@ def _open_replies(
 
 
 def pair_row(policy: Policy, pair: PreferencePair) -> dict[str, Any]:
-    """One pair as the ids of prompt, chosen and rejected."""
+    """One pair as the ids of prompt, chosen and rejected, the last without an end if cut off."""
     prompt, chosen = tokenize(policy, pair.prompt, pair.chosen)
     _, rejected = tokenize(policy, pair.prompt, pair.rejected)
+    if pair.cut_off and rejected[-1] in policy.eos:
+        rejected = rejected[:-1]
     return {
         "prompt_ids": prompt,
         "chosen_ids": chosen,
