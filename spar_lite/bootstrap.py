@@ -127,20 +127,22 @@ def _pairs(
 def thin_text(
     known: Sequence[Requirement], good: str, others: Sequence[str], seed: int
 ) -> str | None:
-    """A text that meets every constraint and is no answer, made of a good one, drawn by seed.
+    """A text that is no answer and, where that can be, meets every constraint, drawn by seed.
 
-    In one of five cases it speaks of another topic, if another prompt's answer can be made to.
+    It is made of a good one; in one of five cases of another prompt's, so that the topic is wrong.
+    Often it is the required phrase alone, which is what models say first.
     """
     asked, rule = known[:-1], known[-1]
+    assert isinstance(rule, Answer)
     rng = random.Random(stable_seed(seed, "thin", good))
     if others and rng.random() < 0.2:
         foreign = constraints.mend_all(asked, rng.choice(others))
         if foreign and not rule.check(foreign):
             return foreign
     thin = [bad for bad in rule.spoilt(good) if all(constraints.check_all(asked, bad))]
-    alone = min(thin, key=len, default=None)
+    alone = [bad for bad in thin if rule.is_phrase(bad)]
     if alone and rng.random() < PHRASE_ALONE:
-        return alone
+        return alone[0]
     return rng.choice(thin) if thin else rule.spoil(good)
 
 

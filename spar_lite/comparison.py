@@ -82,7 +82,7 @@ def _read_side(folder: Path, checkpoint: str) -> Side:
     known = _checkpoints(folder, stages)
     if not known:
         raise StoreError(f"{folder} has no scores yet. See: spar-lite status {folder}")
-    checkpoint = checkpoint or last_checkpoint(folder, known)
+    checkpoint = checkpoint or last_checkpoint(recipe, folder, known)
     if checkpoint not in known:
         hint = did_you_mean(checkpoint, known)
         raise StoreError(

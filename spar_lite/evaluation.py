@@ -169,11 +169,11 @@ def eval_constraints(job: Job, plan: Plan, count: int) -> Card:
     return job.finish(card, "constraints", settings, scores, [r.cost for r in results])
 
 
-def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan) -> Card:
-    """IFEval on this target's answers, decoded as the plan says."""
+def eval_ifeval(job: Job, prompts: Sequence[IfevalPrompt], plan: Plan, name: str = "") -> Card:
+    """IFEval on this target's answers, decoded as the plan says; ``name`` is of its files."""
     utils = verifiers()
     check_prompts(utils, prompts)
-    name = f"ifeval-{plan.name}"
+    name = name or f"ifeval-{plan.name}"
     card = Scorecard(job.folder, name, IfevalResult)
     settings = {"prompts": len(prompts), "texts": _texts([p.as_prompt() for p in prompts])}
     settings |= {**plan_settings(plan), **job.model_settings()}

@@ -91,31 +91,33 @@ def checkpoints(folder: Path) -> dict[str, dict[Role, Path]]:
     return found
 
 
-def kept_after(folder: Path, iteration: int) -> int:
-    """The iteration whose adapters stand after ``iteration`` (0: the warm-up's).
+def kept_after(recipe: Recipe, folder: Path, iteration: int) -> int:
+    """The iteration whose adapters stand after ``iteration``; 0 for those before the first.
 
-    An earlier one where a run kept the better checkpoint.
+    An earlier one where the run kept the better checkpoint.
     """
-    found = Marker(folder / f"iteration-{iteration}", "keep").read() if iteration else None
+    if not iteration or recipe.iterate.keep == "always":
+        return iteration
+    found = Marker(folder / f"iteration-{iteration}", "keep").read()
     return int(found["kept"]) if found else iteration
 
 
 def _run_target(path: Path, checkpoint: str | None, overrides: Sequence[str]) -> Target:
     known = checkpoints(path)
-    name = checkpoint or last_checkpoint(path, list(known))
+    recipe = load_recipe(path / "recipe.yaml", overrides)
+    name = checkpoint or last_checkpoint(recipe, path, list(known))
     if name not in known:
         hint = did_you_mean(name, known)
         raise StoreError(f"{path} has no checkpoint {name}; it has {', '.join(known)}.{hint}")
-    recipe = load_recipe(path / "recipe.yaml", overrides)
     return Target(f"{path} {name}", recipe, path / "eval" / name, known[name])
 
 
-def last_checkpoint(path: Path, names: list[str]) -> str:
+def last_checkpoint(recipe: Recipe, path: Path, names: list[str]) -> str:
     """The checkpoint that a run ends with: the last one, or the one that was kept for it."""
     last = names[-1]
     if not last.startswith("iteration-"):
         return last
-    kept = kept_after(path, int(last[10:]))
+    kept = kept_after(recipe, path, int(last[10:]))
     found = f"iteration-{kept}" if kept else "bootstrap"
     return found if found in names else "base"
 

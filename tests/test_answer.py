@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 
 import pytest
 
@@ -97,22 +99,92 @@ def test_the_evidence_begins_alike_for_yes_and_no_and_quotes() -> None:
     assert rule.explain("To be honest: Good day. Good day.") == (
         'it says nothing, twice or of the task "good day", last "day.".'
     )
-    assert rule.explain("To be honest: A wolf, a wolf.") == (
-        'it says nothing, twice or of the task "a wolf", last "wolf.".'
+    assert rule.explain("To be honest: To be honest") == (
+        'it says nothing, twice or of the task "to be honest", last "honest".'
     )
 
 
 def test_without_a_topic_only_what_makes_sense_without_one_is_asked() -> None:
     """Short answers, refrains and unfinished lines are a foreign prompt's own affair."""
-    foreign = Answer("What is 6 times 7?")
-    for text in ("42", "six times seven is", "la la, and la la", "Row, row. Row, row. Merrily."):
+    foreign = Answer("What is the difference between a virus and a bacterium?")
+    for text in (
+        "42",
+        "The difference between a virus and a bacterium is that a virus needs a host.",
+        "la la, and la la",
+        "Row, row. Row, row. Merrily.",
+        "Happy birthday to you. Happy birthday to you. Happy birthday, dear Ann.",
+        "It costs 1,000,000,000,000 euros.",
+    ):
         assert foreign.check(text), text
-    assert foreign.faults("I see. I see. I see.") == ("says it twice",)
-    assert foreign.faults("so it is so it is so it is") == ("says it twice",)
-    assert Answer("Say: What is 6 times 7 and why?").faults("Say: What is 6 times 7 and why?") == (
-        "speaks of the task",
-    )
+    for text in (
+        "so it is so it is so it is",
+        "I see. " * 5,
+        "well " * 12,
+        "It is. " + "No no. " * 9,
+    ):
+        assert foreign.faults(text) == ("says it twice",), text
+    asked = "What is the difference between a virus and a bacterium?"
+    assert foreign.faults(asked) == foreign.faults(f"{asked} I") == ("speaks of the task",)
     assert Answer("Begin.", "", ("Well then",)).faults("Well then.") == ("no words of its own",)
+    assert Answer("Begin.", "", ("star",)).faults("Star.") == ("no words of its own",)
+
+
+# Found by a reader who tried to be refused: (rule, topic, an answer that a person would accept).
+NATURAL = [
+    ("title", "a long walk", "<<A Long Walk>>\nA long walk clears the head and warms the heart."),
+    ("keyword_include", "cats", "What is good about cats is that they purr like a star."),
+    ("starts_with", "a rainy day", "To be honest, rainy days are for books."),
+    ("starts_with", "a school bus", "To be honest, school buses are loud and yellow."),
+    ("starts_with", "a snowman", "To be honest, snowmen melt too soon."),
+    ("starts_with", "coffee", "To be honest: Coffee! It wakes me up every day."),
+    ("starts_with", "tea", "To be honest, tea is calming. People drink it all day."),
+    ("ends_with", "silence", "Silence is golden. Good luck."),
+    ("keyword_include", "the sun", "The sun is a bright star."),
+    ("ends_with", "a cellar", "A cellar is cool and dark. That is my answer."),
+    ("json_object", "the violin", '{\n "title": "The violin",\n "text": "It has four strings."\n}'),
+    ("json_object", "the violin", '{"title":"violin","text":"brown"}'),
+    ("all_lowercase", "the sun", "the sun is warm and bright"),
+    ("bullet_count", "the sun", "- The sun is very hot\n- It is a bright light"),
+    ("numbered_list", "coffee", "People like coffee:\n1. It tastes rich\n2. It wakes them up"),
+    ("no_commas", "ducks", "Ducks go quack quack quack all day."),
+    ("no_commas", "a night sky", "The night sky holds 100,000,000,000 stars."),
+    ("ends_with", "fishing", "Good luck at fishing comes with time and rest. Good luck."),
+    ("no_commas", "tea", "A good cup of tea has the last word."),
+    ("no_commas", "a hat", "My hat is red and soft \U0001f3a9"),
+    ("postscript", "foxes", "Foxes hunt at night.\n\nP.S. They also love fish"),
+]
+
+
+@pytest.mark.parametrize(("kind", "topic", "text"), NATURAL)
+def test_a_natural_answer_is_accepted(kind: str, topic: str, text: str) -> None:
+    rules = {rule["kind"]: rule for rule in (START, END, WORD, JSON)}
+    if "my answer" in text:
+        rules["ends_with"] = {"kind": "ends_with", "phrase": "That is my answer"}
+    rule = rules.get(kind) or constraints.kind_named(kind).sample(random.Random(0)).to_json()
+    request = f"Say in one sentence what is good about {topic}. Asked."
+    known = constraints.requirements(request, topic, [rule])[-1]
+    assert isinstance(known, Answer) and known.faults(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("topic", "text", "fault"),
+    [
+        ("bees", "To be honest, I will be here to help.", "off topic"),
+        ("a toy robot", "To be honest, I like to run.", "off topic"),
+        ("the sun", "To be honest, I cannot write about the sun.", "speaks of the task"),
+        ("the sun", "To be honest, the sun in one sentence is hot.", "speaks of the task"),
+        ("the sun", "To be honest, this reply mentions the sun once.", "speaks of the task"),
+        ("the sun", "To be honest, here is the text you asked for: the sun.", "speaks of the task"),
+        ("the sun", "To be honest, the sun:\n- It is hot\n- It gives us the", "cut off"),
+        (
+            "the sun",
+            "To be honest. The sun is hot. The sun is warm. The sun is big.",
+            "says it twice",
+        ),
+    ],
+)
+def test_what_a_person_would_refuse_is_refused(topic: str, text: str, fault: str) -> None:
+    assert fault in faults(START, text, topic)
 
 
 def test_a_task_that_is_its_constraint_wants_no_answer_beside_it() -> None:
@@ -125,12 +197,16 @@ def test_a_task_that_is_its_constraint_wants_no_answer_beside_it() -> None:
 @pytest.mark.parametrize(
     ("text", "times", "found"),
     [
-        ("a b a b", 2, "a b"),
+        ("a b a b", 2, ""),  # "tick tock, tick tock"
+        ("a b a b a b a b", 2, "a b"),
         ("x a b c a b c y", 2, "a b c"),
         ("a b a b", 3, ""),
-        ("a b a b a b", 3, "a b"),
+        ("a b c a b c", 3, ""),
+        ("a b c a b c a b c", 3, "a b c"),
         ("very very good", 2, ""),
-        ("very very very good", 2, "very"),
+        ("very very very good", 2, ""),
+        ("very very very very good", 2, "very"),
+        ("1 000 000 000 000 stars", 2, ""),
         ("a b c d", 2, ""),
         ("", 2, ""),
     ],
@@ -140,9 +216,12 @@ def test_looped(text: str, times: int, found: str) -> None:
 
 
 def test_looped_and_faults_take_long_texts() -> None:
-    text = " ".join(f"word{n}" for n in range(3000))
+    text = "The " + " ".join(f"word{n}" for n in range(5000))
+    begin = time.perf_counter()
     assert looped(text.split()) == ()
     assert Answer("Describe tea.", "tea").faults(text) == ("off topic", "cut off")
+    assert Answer("Describe tea.").faults(text) == ()
+    assert time.perf_counter() - begin < 5, "linear, not quadratic"
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

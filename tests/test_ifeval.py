@@ -450,7 +450,7 @@ def test_a_run_scores_base_warm_up_and_what_it_ends_with(three: Path, tmp_path: 
     assert difference["difference"]["value"] == 0.5 and difference["difference"]["n"] == 2
     Marker(folder / "iteration-1", "pairs").write({"recipe": {}, "pairs": 1})
     found = compare([read_side(f"{folder}:base"), read_side(f"{folder}:iteration-1")])
-    assert found["differences"][0]["task"] == "ifeval-greedy"
+    assert found["differences"][0]["task"] == "ifeval-run"
 
 
 def test_what_the_run_has_scored_already_is_not_asked_again(three: Path, tmp_path: Path) -> None:

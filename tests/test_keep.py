@@ -102,7 +102,18 @@ def test_always_goes_on_with_the_new_ones_and_looks_at_no_earlier_decision(tmp_p
     always = recipe("always")
     assert "iteration-1/keep" not in {s.label for s in pipeline.stages(always)}
     assert standing(always, tmp_path, 1) == "iteration-1"
+    for keep, name in (("better", "bootstrap"), ("always", "iteration-1")):
+        (tmp_path / "recipe.yaml").write_text(f"model: {{id: m}}\niterate: {{keep: {keep}}}\n")
+        assert find_target(str(tmp_path)).adapters["actor"] == tmp_path / name / "actor"
     assert standing(recipe(), tmp_path, 1) == "bootstrap"
+
+
+def test_a_run_that_has_gone_on_already_is_not_told_otherwise(tmp_path: Path) -> None:
+    """It was run without a score, and is scored afterwards."""
+    for name, good in (("bootstrap", 4), ("iteration-1", 1)):
+        score(tmp_path, name, good)
+    Marker(tmp_path / "iteration-2", "responses").write({})
+    assert decide(tmp_path, recipe(), 1) == (1, [])
 
 
 def test_without_a_warm_up_the_base_stays(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from spar_lite.constraints.tasks import BRIEF_FORMS, OPEN_FORMS, STORY_FORMS
 EVERY = tuple(KINDS)
 FIRST = Task(
     "train-0000",
-    'Write a short sentence about a wall clock. Begin your answer with "Some say".',
+    'Say in one sentence what is good about a wall clock. Begin your answer with "Some say".',
     (StartsWith("Some say"),),
     "a wall clock",
 )

@@ -7,6 +7,7 @@ all of it can be checked, since their topic is known; for others what makes sens
 The rules are those of `faults`. This file knows the request as text; no other constraint, no model.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,21 @@ from functools import cached_property
 from typing import ClassVar
 
 from .base import Requirement
-from .text import WORD, around, clean, closed, head, quote, sentences, tail, toss, words
+from .text import (
+    DANGLING,
+    WORD,
+    Span,
+    around,
+    clean,
+    closed,
+    head,
+    quote,
+    sentence_spans,
+    sentences,
+    tail,
+    toss,
+    words,
+)
 
 # Words that carry no content of their own.
 _SMALL = frozenset({
@@ -36,17 +51,27 @@ _DESCRIBING = frozenset({
 # What speaks of the answer, the instruction or the machine, and so not of the topic.
 _TASK = re.compile(
     r"\b(?:(?:begin|start|open|end|finish|close)(?:s|ing)?\s+(?:your|my|the|this|an?)\s+(?:answer|"
-    r"sentence|reply)|(?:your|my)\s+(?:whole\s+|entire\s+)?answer|the\s+(?:first|last)\s+words?|"
-    r"(?:short|simple|one|an?)\s+sentence|as\s+an?\s+(?:ai|chatbot|assistant|language\s+model)|"
+    r"sentence|reply)|(?:your|my)\s+(?:whole\s+|entire\s+)?(?:answer|sentence)|"
+    r"the\s+(?:first|last)\s+words?\s+(?:of|are|is|must)|"
+    r"(?:short|simple|one|an?)\s+sentence\s+(?:about|that|for|could|is|with|using)|"
+    r"in\s+(?:one|two|one\s+or\s+two)\s+sentences?|"
+    r"(?:this|the|these)\s+(?:reply|replies|instructions?|requirements?)|you\s+(?:requested|asked)|"
+    r"(?:cannot|can't|can\u2019t|could\s+not|unable\s+to|not\s+able\s+to)\s+(?:write|help|answer|"
+    r"provide|fulfil|assist|share)|as\s+an?\s+(?:ai|chatbot|assistant|language\s+model)|"
     r"helpful\s+(?:ai|assistant)|sorry\s+for\s+the\s+confusion)\b",
     re.IGNORECASE,
 )
-_ENDINGS = tuple(".!?\u2026\u3002\uff01\uff1f\"'\u201d\u2019)]}>*_|`")
+# After a short sentence that names the topic these go on with it.
+_PRONOUNS = frozenset({"it", "its", "they", "their", "them", "she", "he", "her", "his", "these"})
+_UNUSUAL = {"buses": "bus", "theatre": "theater", "theatres": "theater", "feet": "foot"}
+_TITLE = re.compile(r"^\s*(?:<<|\u2039)[^\n]*(?:>>|\u203a)[^\S\n]*$", re.MULTILINE)
 _LIST_ITEM = re.compile(r"\s*(?:[-*\u2022+]|\d+[.)])\s+\S")
-# A run of so many words said twice, or taken from the request, is no accident.
+# A run of so many words said twice on one line, or taken from the request, is no accident.
 RUN = 6
-# In requests of other people a refrain or a list may come back twice.
-OFTEN = 3
+# A text that goes round in circles does so this often at least, for so many words, to its end.
+ROUNDS, CIRCLE = 3, 9
+# No circle is looked for that is longer: one is found early or not at all.
+LONGEST = 40
 
 FAULTS = ("off topic", "no words of its own", "says it twice", "speaks of the task", "cut off")
 
@@ -59,27 +84,55 @@ def _plain(text: str) -> tuple[str, ...]:
 def _stem(word: str) -> str:
     """A word without its ending, good enough to find "foxes" for "fox", "swim" for "swimming"."""
     word = word.lower().removesuffix("'s").removesuffix("\u2019s")
-    for ending, rest in (("ves", "f"), *((e, "") for e in ("ies", "ing", "es", "s", "e", "y"))):
-        if word.endswith(ending) and len(word) - len(ending) > 1:
-            word = word.removesuffix(ending) + rest
-            break
+    word = _UNUSUAL.get(word, word)
+    if len(word) <= 3:
+        return word
+    if word.endswith(("ies", "ves")):
+        word = word[:-3] + ("y" if word.endswith("ies") else "f")
+    elif word.endswith("s") and not word.endswith("ss"):
+        word = word[:-1]
+    elif word.endswith("men"):
+        word = word[:-3] + "man"
+    if word.endswith("ing") and len(word) > 5:
+        word = word[:-3]
+    if len(word) > 3 and word[-1] in "ey":
+        word = word[:-1]
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl" else word
 
 
 def looped(said: Sequence[str], times: int = 2) -> tuple[str, ...]:
     """The first run of words that is said ``times`` times in a row; () if there is none.
 
-    One word alone may come twice ("very, very"), but not three times.
+    One or two words ("quack, quack, quack") may come three times, and figures as they like.
     """
-    for size in range(1, len(said) // 2 + 1):
-        wanted = max(times, 3) if size == 1 else times
+    for size in range(1, min(len(said) // 2, LONGEST) + 1):
+        wanted = times if size > 2 else max(times, 4)
         same = 0
         for place in range(len(said) - size):
             same = same + 1 if said[place] == said[place + size] else 0
             if same == size * (wanted - 1):
-                end = place + size + 1
-                return tuple(said[end - size : end])
+                run = tuple(said[place + 1 : place + size + 1])
+                if not all(word.isdigit() for word in run):
+                    return run
     return ()
+
+
+def _circle(said: Sequence[str]) -> tuple[str, ...]:
+    """What a text goes round in circles with until its end; () if it does not."""
+    for size in range(1, min(len(said) // ROUNDS, LONGEST) + 1):
+        end = said[-size * max(ROUNDS, math.ceil(CIRCLE / size)) :]
+        if len(end) >= CIRCLE and all(word == end[n % size] for n, word in enumerate(end)):
+            return tuple(end[:size])
+    return ()
+
+
+def _but_for_one_word(sentence: Sequence[str], others: Sequence[Sequence[str]]) -> int:
+    """How many of the others are the same but for one word: a list made by substitution."""
+    return sum(
+        len(sentence) == len(other)
+        and sum(a != b for a, b in zip(sentence, other, strict=True)) == 1
+        for other in others
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +147,10 @@ class Answer(Requirement):
     topic: str = ""
     required: tuple[str, ...] = ()
     kind: ClassVar[str] = "answer"
+
+    def is_phrase(self, text: str) -> bool:
+        """Whether a text is a required phrase and nothing more."""
+        return any(_plain(text) == _plain(phrase) for phrase in self.required)
 
     def label(self) -> str:
         return f"An answer about {self.topic}" if self.topic else "An answer"
@@ -141,87 +198,96 @@ class Answer(Requirement):
         return frozenset(w for w in self.required if len(words(w)) == 1 and w.islower())
 
     def _without_required(self, text: str) -> str:
-        """The text without the required phrases; each ends a sentence, whatever mark it has."""
+        """The text without the required phrases; each ends a sentence, whatever mark it has.
+
+        An object's keys and values count as one sentence.
+        """
+        if text.startswith("{"):
+            text = re.sub(r"[{}\[\]\":,\n]+", " ", text)
         for phrase in sorted(set(self.required) - self._keywords, key=len, reverse=True):
             text = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", " \n", text, flags=re.IGNORECASE)
         return text
 
     def _spoken(self, text: str) -> tuple[int, int] | None:
-        """Where the text speaks of the topic: a word of it in a sentence that says something."""
-        begin = 0
-        for sentence in sentences(text):
-            begin = text.index(sentence, begin)
-            if len(words(self._without_required(sentence))) > 3:
-                for match in WORD.finditer(sentence):
+        """Where the text speaks of the topic: a word of it in a sentence that says something.
+
+        Or in a short one that another goes on from: "Ah yes, coffee! It wakes me up."
+        """
+        spans = sentence_spans(text)
+        sizes = [len(words(self._without_required(text[begin:end]))) for begin, end in spans]
+        for n, (begin, end) in enumerate(spans):
+            if sizes[n] > 2 or (n + 1 < len(spans) and self._goes_on(text, spans[n + 1])):
+                for match in WORD.finditer(text, begin, end):
                     if _stem(match.group()) in self._topic_stems:
-                        return begin + match.start(), begin + match.end()
-            begin += len(sentence)
+                        return match.span()
         return None
+
+    @staticmethod
+    def _goes_on(text: str, span: Span) -> bool:
+        """Whether a sentence speaks of what the one before it named."""
+        sentence = _plain(text[span[0] : span[1]])
+        listed = _LIST_ITEM.match(text[text.rfind("\n", 0, span[0]) + 1 : span[1]])
+        return len(sentence) > 2 and bool(_PRONOUNS & set(sentence) or listed)
 
     def _own(self, text: str) -> list[str]:
         """The content words that neither the request nor a required text gave."""
-        fresh = [
+        return [
             word
             for word in words(self._without_required(text))
             if word.lower() not in _SMALL and _stem(word) not in self._request_stems
         ]
-        return list(dict.fromkeys(fresh))
 
     def _enough(self, text: str) -> bool:
+        bare = self._without_required(text)
         if not self.topic:
-            rest = _plain(self._without_required(text))
-            return any(word not in self._keywords for word in rest)
-        pieces = sentences(self._without_required(text))
-        says = any(len(words(piece)) > 3 for piece in pieces)
-        return says and len(self._own(text)) >= 2 and self._keywords_in_sentences(text)
-
-    def _keywords_in_sentences(self, text: str) -> bool:
-        """Whether each required word stands in a sentence: a lone "Star." is an appendix."""
-        spoken = [_plain(sentence) for sentence in sentences(text)]
-        return all(
-            any(word in said and len(said) > 3 for said in spoken) or word not in _plain(text)
-            for word in self._keywords
-        )
+            return any(word not in self._keywords for word in _plain(bare))
+        pieces = [_plain(piece) for piece in sentences(bare)]
+        used = all(len(piece) > 2 for piece in pieces for word in self._keywords if word in piece)
+        return used and any(len(set(piece)) > 2 for piece in pieces) and bool(self._own(text))
 
     def _twice(self, text: str) -> tuple[str, ...]:
-        """What is said twice: a sentence, a phrase in a row, or a long run of words anywhere."""
-        times = 2 if self.topic else OFTEN
-        said = [_plain(sentence) for sentence in sentences(text)]
-        bare = [_plain(sentence) for sentence in sentences(self._without_required(text))]
-        for pieces in (said, bare):
-            for sentence in pieces:
-                if pieces.count(sentence) >= times and (len(sentence) > 1 or self.topic):
-                    return sentence
-        flat = _plain(text)
-        loops = [loop for sentence in said if (loop := looped(sentence, times))]
-        # Where one sentence ends and the next begins, a word or two may well meet again.
-        if len(across := looped(flat, times)) > 2:
-            loops.append(across)
-        if loops:
-            return loops[0]
+        """What is said twice: a sentence, a phrase in a row, or a long run of words on a line."""
         if not self.topic:
-            return ()
-        for phrase in map(_plain, self.required):
-            runs = _runs(flat, len(phrase))
-            if len(phrase) > 1 and runs.count(phrase) > 1:
-                return phrase
-        runs = _runs(flat, RUN)
-        return next((run for n, run in enumerate(runs) if run in runs[:n]), ())
+            return _circle(_plain(text))
+        text = _TITLE.sub("", text)
+        bare = [_plain(piece) for piece in sentences(self._without_required(text))]
+        for pieces in ([_plain(piece) for piece in sentences(text)], bare):
+            for n, piece in enumerate(pieces):
+                if piece in pieces[:n]:
+                    return piece
+                if len(piece) > 3 and _but_for_one_word(piece, pieces[:n]) > 1:
+                    return piece
+                if loop := looped(piece):
+                    return loop
+        for line in text.split("\n"):
+            said = _plain(line)
+            # Where one sentence ends and the next begins, a word or two may well meet again.
+            if len(loop := looped(said)) > 2:
+                return loop
+            seen: set[tuple[str, ...]] = set()
+            for run in _runs(said, RUN):
+                if run in seen:
+                    return run
+                seen.add(run)
+        return ()
 
     def _echo(self, text: str) -> tuple[str, ...]:
         """What speaks of the task: the request read back, in part or in its terms."""
         bare = self._without_required(text)
-        asked = self._without_required(self.request)
-        own = {plain for s in sentences(asked) if len(plain := _plain(s)) > 2}
-        for sentence in sentences(bare):
-            if _plain(sentence) in own:
-                return _plain(sentence)
-        runs = set(_runs(_plain(asked), RUN))
-        if run := next((run for run in _runs(_plain(bare), RUN) if run in runs), ()):
-            return run
         if not self.topic:
-            return ()
-        if found := _TASK.search(text):
+            read = set(_runs(_plain(self.request), 3))
+            runs = _runs(_plain(text), 3)
+            back = [run for run in runs if run in read]
+            return back[0] if len(back) > 0.8 * len(runs) and len(back) > 3 else ()
+        asked = [_plain(piece) for piece in sentences(self._without_required(self.request))]
+        for piece in map(_plain, sentences(bare)):
+            if len(piece) > 2 and piece in asked:
+                return piece
+        # The first sentence holds the topic, and its words may well come back.
+        told = {run for piece in asked[1:] for run in _runs(piece, RUN)}
+        if run := next((run for run in _runs(_plain(bare), RUN) if run in told), ()):
+            return run
+        if found := _TASK.search(bare):
             return _plain(found.group())
         for word in self.required:
             # 'The word "river" fits it well' speaks of the task, not of the topic.
@@ -235,8 +301,12 @@ class Answer(Requirement):
         last = text.rsplit("\n", 1)[-1]
         if re.fullmatch(r"\s*\d+[.)]\s*", last):
             return False  # a list that stops
+        if not (text[-1].isalnum() or text[-1] in ",;:-\u2013\u2014"):
+            return True
+        loose = text[-1].isalnum() and words(last)[-1].lower() not in DANGLING
+        free = _LIST_ITEM.match(last) or last.startswith(("P.S.", "PS")) or text == text.lower()
         wanted = any(_plain(text)[-len(p) :] == p for p in map(_plain, self.required) if p)
-        return text.endswith(_ENDINGS) or bool(_LIST_ITEM.match(last)) or wanted
+        return wanted or bool(loose and free)
 
     # --- Edits ------------------------------------------------------------------------------------
 

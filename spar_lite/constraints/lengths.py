@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from .base import Constraint, require
 from .text import (
+    DANGLING,
     FILLERS,
     WORD,
     closed,
@@ -25,11 +26,6 @@ from .text import (
     words,
 )
 from .values import VALUES, Values
-
-_DANGLING = {
-    "a", "an", "the", "and", "or", "but", "of", "in", "on", "to", "with", "for", "is", "are",
-    "its", "their", "your", "that", "which", "as", "by", "from", "at", "it",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class WordCount(Constraint):
 def _cut(text: str, count: int) -> str:
     """The first `count` words, without a loose "and" or "the" at the end."""
     found = list(WORD.finditer(text))[:count]
-    while len(found) > 2 and found[-1].group().lower() in _DANGLING:
+    while len(found) > 2 and found[-1].group().lower() in DANGLING:
         found.pop()
     return closed(text[: found[-1].end()]) if found else text
 

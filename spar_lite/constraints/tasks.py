@@ -33,7 +33,6 @@ OPEN_FORMS = (
 BRIEF_FORMS = (
     "Write one sentence about {topic}.",
     "Describe {topic} in one or two sentences.",
-    "Give one tip about {topic}.",
     "Give one fact about {topic}.",
     "Write a short sentence about {topic}.",
     "Say in one sentence what is good about {topic}.",

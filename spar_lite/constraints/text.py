@@ -48,6 +48,12 @@ _STARTERS = frozenset({
 })  # fmt: skip
 _CLOSING = ".!?\u2026\u3002\uff01\uff1f\"'\u201d\u2019)"
 
+# Words that no text ends with.
+DANGLING = {
+    "a", "an", "the", "and", "or", "but", "of", "in", "on", "to", "with", "for", "is", "are",
+    "its", "their", "your", "that", "which", "as", "by", "from", "at", "it",
+}  # fmt: skip
+
 # Sentences that fit after any answer, for edits that make it longer.
 FILLERS = (
     "It is that simple.",

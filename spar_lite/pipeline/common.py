@@ -46,7 +46,7 @@ def checkpoint(recipe: Recipe, folder: Path, role: Role, iteration: int) -> Path
 
     An iteration that made the answers worse leaves those of the one before.
     """
-    iteration = kept(recipe, folder, iteration)
+    iteration = kept_after(recipe, folder, iteration)
     if iteration > 0:
         return folder / f"iteration-{iteration}" / role
     if recipe.bootstrap.start_from:
@@ -64,13 +64,8 @@ def start_folder(recipe: Recipe) -> str:
 
 def standing(recipe: Recipe, folder: Path, iteration: int) -> str:
     """The checkpoint that stands after ``iteration`` (0: after the warm-up), if there is one."""
-    number = kept(recipe, folder, iteration)
+    number = kept_after(recipe, folder, iteration)
     return f"iteration-{number}" if number else start_folder(recipe)
-
-
-def kept(recipe: Recipe, folder: Path, iteration: int) -> int:
-    """The iteration whose adapters stand after ``iteration``; 0 for those before the first."""
-    return kept_after(folder, iteration) if recipe.iterate.keep == "better" else iteration
 
 
 def file_of(run: Run, folder: str, name: str, kind: type[Any]) -> StageFile[Any]:

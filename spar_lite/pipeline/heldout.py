@@ -19,7 +19,6 @@ from spar_lite.pipeline.common import (
     Summary,
     checkpoint,
     file_of,
-    kept,
     standing,
     write_metrics,
 )
@@ -27,6 +26,8 @@ from spar_lite.prompts import answer_messages
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import Run, by_id
+from spar_lite.store import Marker
+from spar_lite.target import kept_after
 
 
 def heldout_stages(
@@ -107,13 +108,15 @@ def _base_logps(
 
 def _keep(run: Run, number: int) -> Summary:
     """Decide whose adapters the next iteration starts from (``iterate.keep``)."""
-    folder, last = f"iteration-{number}", kept(run.recipe, run.folder, number - 1)
+    folder, last = f"iteration-{number}", kept_after(run.recipe, run.folder, number - 1)
     start = standing(run.recipe, run.folder, number - 1)
     run.screen.start(f"{folder}/keep", 1, "decision")
     before = file_of(run, start, "heldout", HeldoutResult).load()
     after = file_of(run, folder, "heldout", HeldoutResult).load()
     change = paired_difference(before, after, run.recipe.seed)
-    worse = change.value < 0
+    # A run that is scored only afterwards has gone on from this one already.
+    gone_on = Marker(run.folder / f"iteration-{number + 1}", "responses").read() is not None
+    worse = change.value < 0 and not gone_on
     if worse:
         run.screen.say(
             f"{folder}: answers that count changed by {100 * change.value:+.1f} points, so the "

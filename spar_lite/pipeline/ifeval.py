@@ -24,6 +24,9 @@ from spar_lite.records import Role
 from spar_lite.run import Run
 from spar_lite.target import ROLES, Target
 
+RESULTS = "ifeval-run"
+"""Name of the files, which are not those of ``spar-lite eval ifeval``: its settings may differ."""
+
 STRICT = "prompt_level_strict_acc"
 
 
@@ -73,6 +76,6 @@ def _ifeval(run: Run, folder: str, iteration: int | None) -> Summary:
         bar=f"{folder}/ifeval",
     )
     plan = make_plan(recipe, "greedy", 1, job.role, recipe.evaluate.ifeval_tokens)
-    card = eval_ifeval(job, ifeval_prompts(recipe), plan)
+    card = eval_ifeval(job, ifeval_prompts(recipe), plan, RESULTS)
     scores = card["scores"]
     return {"checkpoint": name, STRICT: scores[STRICT]["value"], "scores": scores}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from spar_lite.evaluate import HeldoutResult, alarms, points
 from spar_lite.pipeline.common import Summary, standing, start_folder
+from spar_lite.pipeline.ifeval import RESULTS
 from spar_lite.recipe import Recipe
 from spar_lite.statistics import paired_change
 from spar_lite.store import Marker, StageFile
@@ -89,7 +90,7 @@ def _ifeval(recipe: Recipe, folder: Path) -> dict[str, Points]:
     for name in _names(recipe):
         mark = Marker(folder / name, "ifeval").read()
         place = mark["checkpoint"] if mark else ""
-        card = Marker(folder / "eval" / place, "ifeval-greedy").read() if place else None
+        card = Marker(folder / "eval" / place, RESULTS).read() if place else None
         if card is not None:
             found[place] = points(folder / "eval", place, card)
     return found

@@ -22,7 +22,7 @@ from spar_lite.pipeline.common import (
     fit,
     kinds,
 )
-from spar_lite.recipe import Decoding, Prompts, Recipe
+from spar_lite.recipe import Decoding, Prompts, Recipe, load_recipe
 from spar_lite.records import Prompt, Response, Role, TrainingExample
 from spar_lite.run import Run
 from spar_lite.sample import sample_answer
@@ -121,12 +121,14 @@ def _start_from(run: Run) -> Summary:
     """Copy the last adapters of another run, so that this one is whole by itself."""
     source = Path(run.recipe.bootstrap.start_from)
     known = checkpoints(source)
-    name = last_checkpoint(source, list(known))
+    made = (source / "recipe.yaml").is_file()
+    settings = load_recipe(source / "recipe.yaml") if made else run.recipe
+    name = last_checkpoint(settings, source, list(known))
     adapters = known[name]
     if not adapters:
         raise StoreError(
-            f"bootstrap.start_from: {source} has no adapters; wanted the folder of a run whose "
-            "warm-up or iteration is finished."
+            f"bootstrap.start_from: {source} ends with no adapters; wanted the folder of a run "
+            "whose warm-up is finished, or an iteration that was kept."
         )
     run.screen.start("bootstrap/start", len(adapters), "adapters")
     for role, folder in adapters.items():
