@@ -46,12 +46,11 @@ async def judge_answer(
     """
     if not answer.strip():
         return Judgement(id, (), None, None, None, None, (), Cost())
-    found = decide(id, prompt, answer, (), settings.mode, Cost())
     if settings.mode == "code":
-        return found
+        return decide(id, prompt, answer, (), settings.mode, Cost())
+    cost = Cost()
     for _ in range(rounds):
         votes: tuple[Vote, ...] = ()
-        cost = found.cost
         while more := missing(votes, settings):
             drawn, spent = await _ask(engine, prompt, answer, id, cost.calls, more, settings)
             votes, cost = votes + drawn, cost + spent

@@ -93,7 +93,7 @@ def interference(prompt: Prompt, rejected: Response, chosen: str) -> tuple[str, 
     circles = any(isinstance(r, Answer) and LOOPS in r.faults(rejected.text) for r in known)
     found = [] if rejected.finished or circles else ["cut off"]
     missed = [rule for rule in known if not rule.check(rejected.text)]
-    if not any(isinstance(r, Answer) or getattr(r, "claims", set()) & SIZES for r in missed):
+    if not any(isinstance(r, Answer) or r.claims & SIZES for r in missed):
         before, after = len(rejected.text.split()), len(chosen.split())
         found += ["shorter"] if 2 * after < before else ["longer"] if after > 2 * before else []
         found += ["rewritten"] if similarity(rejected.text, chosen) < REWRITTEN else []

@@ -1,4 +1,4 @@
-"""A scripted engine: replies come from a function, so that tests need no model.
+"""A scripted engine and a silent screen: what a run is given in tests that need no model.
 
 It promises what `spar_lite.engine.Engine` promises, is as asynchronous as a real one, and is
 stricter: a stage that mixes roles in flight fails loudly. It knows nothing of prompts or parsers.
@@ -63,3 +63,23 @@ class ScriptedEngine:
             return reply
         asked = sum(len(message.content.split()) for message in request.messages)
         return Completion(request.id, reply, asked, len(reply.split()), finished=True)
+
+
+class Silence:
+    """A screen that keeps what it was told, and which stages began."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.stages: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        self.stages.append(stage)
+
+    def advance(self, items: int) -> None: ...
+
+    def tokens(self, count: int) -> None: ...
+
+    def end(self, note: str) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)

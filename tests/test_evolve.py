@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from scripted import ScriptedEngine
+from scripted import ScriptedEngine, Silence
 
 from spar_lite import constraints, pipeline
 from spar_lite.engine import Request
@@ -175,24 +175,6 @@ def test_evolutions_of_an_earlier_version_are_read() -> None:
 # --- In the loop ----------------------------------------------------------------------------------
 
 
-class Screen:
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, items: int) -> None: ...
-
-    def tokens(self, count: int) -> None: ...
-
-    def end(self, note: str) -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def loop(folder: Path, lines: list[dict[str, Any]], **evolving: Any) -> tuple[Run, ScriptedEngine]:
     """A run over these prompts. The model evolves "Add", says None to "Skip" and babbles else.
 
@@ -224,7 +206,7 @@ def loop(folder: Path, lines: list[dict[str, Any]], **evolving: Any) -> tuple[Ru
         return "An answer."
 
     engine = ScriptedEngine(reply)
-    return Run(parse_recipe(data), folder / "run", Screen(), make_engine=lambda _: engine), engine
+    return Run(parse_recipe(data), folder / "run", Silence(), make_engine=lambda _: engine), engine
 
 
 UNTRAINED = [
@@ -237,7 +219,7 @@ UNTRAINED = [
 
 
 def said(run: Run) -> list[str]:
-    assert isinstance(run.screen, Screen)
+    assert isinstance(run.screen, Silence)
     return run.screen.said
 
 

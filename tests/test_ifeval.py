@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from scripted import ScriptedEngine
+from scripted import ScriptedEngine, Silence
 
 from spar_lite import pipeline
 from spar_lite.cli import main
@@ -384,24 +384,6 @@ def test_target_or_responses(punkt: Path) -> None:
 
 
 # --- As part of a run -----------------------------------------------------------------------------
-
-
-class Silence:
-    """A screen that keeps the stages."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def start(self, stage: str, total: int, unit: str) -> None:
-        self.stages.append(stage)
-
-    def advance(self, items: int) -> None: ...
-
-    def tokens(self, count: int) -> None: ...
-
-    def end(self, note: str) -> None: ...
-
-    def say(self, text: str) -> None: ...
 
 
 def settings(data: Path, count: int = 2, prompts: int = 0) -> Recipe:

@@ -14,24 +14,7 @@ from spar_lite.records import Cost
 from spar_lite.run import Run
 from spar_lite.store import Marker, StageFile
 from spar_lite.target import find_target
-
-
-class Screen:
-    """Keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, items: int) -> None: ...
-
-    def tokens(self, count: int) -> None: ...
-
-    def end(self, note: str) -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
+from tests.scripted import Silence
 
 
 def recipe(keep: str = "better", **more: object) -> Recipe:
@@ -56,7 +39,7 @@ def score(folder: Path, name: str, good: int) -> None:
 
 def decide(folder: Path, settings: Recipe, number: int) -> tuple[int, list[str]]:
     """Work the stage that decides after an iteration; (the iteration kept, what was said)."""
-    screen = Screen()
+    screen = Silence()
     stages = {s.label: s for s in pipeline.stages(settings)}
     summary = stages[f"iteration-{number}/keep"].work(Run(settings, folder, screen))
     Marker(folder / f"iteration-{number}", "keep").write({"recipe": {}, **summary})

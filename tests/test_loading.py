@@ -27,7 +27,7 @@ from spar_lite.run import Run
 from spar_lite.store import Marker
 from spar_lite.target import find_target
 from spar_lite.train import train_on_examples
-from tests.test_pipeline import Silence
+from tests.scripted import Silence
 from tests.tiny import write_model
 
 Factory = Callable[..., Policy]

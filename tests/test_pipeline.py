@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import ScriptedEngine
+from scripted import ScriptedEngine, Silence
 
 from spar_lite import pipeline
 from spar_lite.constraints import TOPICS
@@ -30,24 +30,6 @@ from spar_lite.store import Marker, StageFile
 from spar_lite.verdict import parse_verdict
 
 FOLDERS = ("bootstrap", "iteration-1")
-
-
-class Silence:
-    """A screen that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, items: int) -> None: ...
-
-    def tokens(self, count: int) -> None: ...
-
-    def end(self, note: str) -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def recipe(model: Path, **changes: Any) -> Recipe:

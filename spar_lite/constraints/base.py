@@ -24,6 +24,8 @@ class Requirement(ABC):
     """One checkable demand on an answer, whether the instruction asks for it or not."""
 
     kind: ClassVar[str]
+    # What two constraints cannot both have: "start", "end", "layout", "length", "case".
+    claims: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def label(self) -> str:
@@ -80,8 +82,6 @@ class Requirement(ABC):
 class Constraint(Requirement):
     """A requirement that an instruction asks for in words."""
 
-    # What two constraints cannot both have: "start", "end", "layout", "length", "case".
-    claims: ClassVar[frozenset[str]] = frozenset()
     # The required text counts only as it is written, capitals included.
     case_bound: ClassVar[bool] = False
     # The phrasing is the whole task: no topic, no second constraint.

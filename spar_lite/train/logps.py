@@ -36,13 +36,7 @@ def score_replies(
 
     The end token counts, except for a reply that was cut off (see ``Chat``), which has none.
     """
-    return score_ids(policy, role, [_ids(policy, *chat) for chat in chats], micro_batch)
-
-
-def _ids(policy: Policy, messages: Sequence[Message], reply: str, finished: bool = True) -> Ids:
-    prompt, ids = tokenize(policy, messages, reply)
-    ends = ids[-1:] and ids[-1] in policy.eos
-    return prompt, ids[:-1] if ends and not finished else ids
+    return score_ids(policy, role, [tokenize(policy, *chat) for chat in chats], micro_batch)
 
 
 def score_ids(

@@ -50,9 +50,7 @@ def _open_replies(
 def pair_row(policy: Policy, pair: PreferencePair) -> dict[str, Any]:
     """One pair as the ids of prompt, chosen and rejected, the last without an end if cut off."""
     prompt, chosen = tokenize(policy, pair.prompt, pair.chosen)
-    _, rejected = tokenize(policy, pair.prompt, pair.rejected)
-    if pair.cut_off and rejected[-1] in policy.eos:
-        rejected = rejected[:-1]
+    _, rejected = tokenize(policy, pair.prompt, pair.rejected, finished=not pair.cut_off)
     return {
         "prompt_ids": prompt,
         "chosen_ids": chosen,
@@ -62,21 +60,25 @@ def pair_row(policy: Policy, pair: PreferencePair) -> dict[str, Any]:
 
 
 def tokenize(
-    policy: Policy, messages: Sequence[Message], reply: str
+    policy: Policy, messages: Sequence[Message], reply: str, finished: bool = True
 ) -> tuple[list[int], list[int]]:
     """Token ids of (prompt, reply): the prompt is the one that generation sends, to the token.
 
-    The reply ends with its end token: what templates put after it is never generated.
+    The reply ends with its end token: what templates put after it is never generated. One that was
+    cut off, not ``finished``, has none.
     """
     prompt = policy.encode(messages)
     whole = policy.encode((*messages, Message("assistant", reply)), reply=False)
     if whole[: len(prompt)] == prompt:
         completion = whole[len(prompt) :]
         ends = [place for place, token in enumerate(completion) if token in policy.eos]
-        return prompt, completion[: ends[-1] + 1] if ends else completion
-    # A template that renders a past reply unlike the turn it opens (a thinking block, for one).
-    ids = policy.tokenizer.encode(reply, add_special_tokens=False)
-    return prompt, [*ids, policy.tokenizer.eos_token_id]
+        completion = completion[: ends[-1] + 1] if ends else completion
+    else:
+        # A template that renders a past reply unlike the turn it opens (a thinking block, for one).
+        ids = policy.tokenizer.encode(reply, add_special_tokens=False)
+        completion = [*ids, policy.tokenizer.eos_token_id]
+    ended = completion and completion[-1] in policy.eos
+    return prompt, completion[:-1] if ended and not finished else completion
 
 
 class LengthSampler(torch.utils.data.Sampler[int]):
