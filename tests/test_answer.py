@@ -19,6 +19,7 @@ from spar_lite.records import Cost, Prompt, Response
 from tests.scripted import ScriptedEngine
 
 START = {"kind": "starts_with", "phrase": "To be honest"}
+SAY = {"kind": "starts_with", "phrase": "Some say"}
 END = {"kind": "ends_with", "phrase": "Good luck"}
 WORD = {"kind": "keyword_include", "word": "star"}
 TWICE = {"kind": "keyword_frequency", "word": "star", "count": 2}
@@ -63,6 +64,9 @@ DODGES = [
     (START, "To be honest, to be honest, the wolf is a shy animal.", "says it twice"),
     (START, "To be honest, the wolf is a wolf is a wolf is a wolf.", "says it twice"),
     (START, "To be honest the wolf is shy and the wolf is shy and likes snow.", "says it twice"),
+    (START, "To be honest, the wolf is a big wolf, it's a big wolf, a big wolf.", "says it twice"),
+    (START, "To be honest, a wolf is a versatile and versatile animal.", "says it twice"),
+    (SAY, "Some say: Some say that the wolf is a shy animal.", "says it twice"),
     (START, "To be honest", "no words of its own"),
     (START, "To be honest: Wolf.", "no words of its own"),
     (START, "To be honest: I am here to help with anything you need.", "off topic"),
@@ -77,6 +81,8 @@ DODGES = [
     (WORD, "The wolf hunts at night in the woods. Star.", "no words of its own"),
     (WORD, "The wolf hunts at night. The word star fits it well.", "speaks of the task"),
     (WORD, 'The wolf hunts at night. I used the word "star" here.', "speaks of the task"),
+    (WORD, 'The wolf is a classic example of a "star" in the woods.', "speaks of the task"),
+    (WORD, "The wolf is a star. Star in this context means a bright light.", "speaks of the task"),
     (WORD, "1. Star: Star.", "no words of its own"),
     (WORD, "star wolf", "no words of its own"),
     (TWICE, "A wolf hunts at night in the woods. Star. Star.", "says it twice"),
@@ -150,6 +156,8 @@ NATURAL = [
     ("no_commas", "a night sky", "The night sky holds 100,000,000,000 stars."),
     ("ends_with", "fishing", "Good luck at fishing comes with time and rest. Good luck."),
     ("no_commas", "tea", "A good cup of tea has the last word."),
+    ("no_commas", "a night sky", "A night to dream is a night to rest and a night to sing."),
+    ("no_commas", "fog", "Fog rolls on for miles and miles and grows deeper and deeper."),
     ("no_commas", "a hat", "My hat is red and soft \U0001f3a9"),
     ("postscript", "foxes", "Foxes hunt at night.\n\nP.S. They also love fish"),
 ]

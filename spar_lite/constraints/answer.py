@@ -9,6 +9,7 @@ The rules are those of `faults`. This file knows the request as text; no other c
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,7 @@ _SMALL = frozenset({
     "them", "us", "my", "your", "our", "their", "his", "not", "no", "yes", "if", "when", "while",
     "who", "what", "which", "how", "why", "all", "any", "some", "each", "every", "more", "most",
     "very", "just", "also", "too", "one", "like", "much", "near", "far", "next", "without",
+    "where", "between",
 })  # fmt: skip
 # In a topic these describe; the thing itself is in the other words.
 _DESCRIBING = frozenset({
@@ -54,7 +56,7 @@ _TASK = re.compile(
     r"sentence|reply)|(?:your|my)\s+(?:whole\s+|entire\s+)?(?:answer|sentence)|"
     r"the\s+(?:first|last)\s+words?\s+(?:of|are|is|must)|"
     r"(?:short|simple|one|an?)\s+sentence\s+(?:about|that|for|could|is|with|using)|"
-    r"in\s+(?:one|two|one\s+or\s+two)\s+sentences?|"
+    r"in\s+(?:one|two|one\s+or\s+two)\s+sentences?|in\s+this\s+context|"
     r"(?:this|the|these)\s+(?:reply|replies|instructions?|requirements?)|you\s+(?:requested|asked)|"
     r"(?:cannot|can't|can\u2019t|could\s+not|unable\s+to|not\s+able\s+to)\s+(?:write|help|answer|"
     r"provide|fulfil|assist|share)|as\s+an?\s+(?:ai|chatbot|assistant|language\s+model)|"
@@ -70,6 +72,10 @@ _LIST_ITEM = re.compile(r"\s*(?:[-*\u2022+]|\d+[.)])\s+\S")
 RUN = 6
 # A text that goes round in circles does so this often at least, for so many words, to its end.
 ROUNDS, CIRCLE = 3, 9
+# "Creative and creative"; "miles and miles", "deeper and deeper", "ran and ran" are English.
+_AND_AGAIN = re.compile(
+    r"\b(?!through|around)(\w{6,}(?<!s)(?<!e[rd])(?<!ing)) and \1\b", re.IGNORECASE
+)
 # No circle is looked for that is longer: one is found early or not at all.
 LONGEST = 40
 
@@ -259,6 +265,15 @@ class Answer(Requirement):
                     return piece
                 if loop := looped(piece):
                     return loop
+                # "A big storm is a big storm, it's a big storm", but "a time to sow, a time to ..."
+                for run, times in Counter(_runs(piece, 3)).items():
+                    if times > 2 and run[-1] not in _SMALL:
+                        return run
+        for phrase in filter(None, map(_plain, set(self.required) - self._keywords)):
+            if phrase * 2 in _runs(_plain(text), 2 * len(phrase)):
+                return phrase
+        if found := _AND_AGAIN.search(text):
+            return _plain(found.group())
         for line in text.split("\n"):
             said = _plain(line)
             # Where one sentence ends and the next begins, a word or two may well meet again.
@@ -290,8 +305,11 @@ class Answer(Requirement):
         if found := _TASK.search(bare):
             return _plain(found.group())
         for word in self.required:
-            # 'The word "river" fits it well' speaks of the task, not of the topic.
-            named = rf"\bwords?\s+(?:is\s+|for\s+it\s+is\s+)?[\"'\u201c]?{re.escape(word)}\b"
+            # 'The word river fits it well', 'an example of a "river"': named there, not used.
+            it = re.escape(word)
+            named = rf"\bwords?\s+(?:is\s+|for\s+it\s+is\s+)?[\"'\u201c]?{it}\b"
+            if word in self._keywords and not text.startswith("{"):
+                named = rf"{named}|[\"\u201c]{it}[.,]?[\"\u201d]"
             if found := re.search(named, text, re.IGNORECASE):
                 return _plain(found.group())
         return ()
