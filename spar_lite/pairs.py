@@ -81,6 +81,26 @@ def preference_pairs(
     return pairs
 
 
+def passed_answers(
+    prompts: Mapping[str, Prompt],
+    responses: Iterable[Response],
+    judgements: Mapping[str, Judgement],
+    cap: int,
+    seed: object,
+) -> list[TrainingExample]:
+    """Draw at most ``cap`` sampled answers that passed and ended, the first of a prompt.
+
+    Pairs alone teach a small model not to stop: many a rejected answer lacks an ending phrase, so
+    that it is its end token that is rejected.
+    """
+    found = [
+        TrainingExample(r.id, "passed answer", answer_messages(prompts[r.prompt_id].text), r.text)
+        for r in responses
+        if r.finished and r.id in judgements and judgements[r.id].verdict
+    ]
+    return _draw(found, cap, set(), seed, "passed")
+
+
 def interference(prompt: Prompt, rejected: Response, chosen: str) -> tuple[str, ...]:
     """In what a pair differs beside what was mended (paper, section 1: interfering factors).
 

@@ -306,6 +306,11 @@ class Dpo(Training):
     nll_weight: Annotated[float, Field(ge=0)] = Field(
         0.1, description="weight of the mean log-likelihood loss on the chosen answer"
     )
+    passed: Natural = Field(
+        0,
+        description="at most this many sampled answers that passed, one a prompt, are learnt "
+        "beside the pairs, by the likelihood term alone (paper: 0)",
+    )
     interfering: bool = Field(
         False,
         description="also train on pairs whose sides differ in more than what was mended: cut off "

@@ -170,8 +170,8 @@ class TrainingExample:
     ``every_reply``: it falls on the assistant turns inside ``prompt`` as well, so that one chat
     teaches its critique and its refinement for the price of one.
 
-    ``kind`` is one of "answer", "judgement", "refinement" (warm-up) or "refinement",
-    "tree critique", "answer critique" (rejection sampling).
+    ``kind`` is one of "answer", "judgement", "refinement" (warm-up), "refinement", "tree critique",
+    "answer critique" (rejection sampling) or "passed answer" (beside the preference pairs).
     """
 
     id: str

@@ -187,6 +187,7 @@ MARKS: dict[str, Any] = {
     },
     "iteration-1/actor": {
         "examples": 2,
+        "passed": 1,
         "metrics": {
             "logp_chosen_before_per_token": -0.5,
             "logp_chosen_after_per_token": -0.75,
@@ -211,7 +212,8 @@ def test_the_loop_shows_interference_training_and_what_was_kept() -> None:
         "… cut off | 2 | 0 | 0 | 0",
         "… longer | 1 | 0 | 0 | 0",
         "… shorter | 0 | 1 | 0 | 0",
-        "pairs trained on | 2 | - | - | -",
+        "actor examples | 2 | - | - | -",
+        "… passed answers | 1 | - | - | -",
         "log p of chosen, per token | -0.50 → -0.75 | - | - | -",
         "log p of rejected, per token | -0.50 → -2.00 | - | - | -",
         "kept | yes | no, iteration-1 stays | no, the start stays | -",

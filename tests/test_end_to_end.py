@@ -22,6 +22,7 @@ SHRUNK = {
     "bootstrap.prompts": 5,
     "bootstrap.minimal": 0,
     "sample.k": 2,
+    "sample.temperature": 0.7,
     "judge.votes": 2,
     "search.depth": 1,
     "evaluate.prompts": 4,

@@ -8,6 +8,7 @@ from spar_lite.pairs import (
     choose_negatives,
     contested,
     interference,
+    passed_answers,
     preference_pairs,
     refiner_examples,
 )
@@ -67,6 +68,17 @@ def test_negatives_follow_from_the_seed_and_the_prompt_alone():
     assert first == ids(PROMPTS, RESPONSES, 0)
     assert ids(PROMPTS[:1], RESPONSES, 0) == first[:1], "other prompts do not matter"
     assert len({tuple(ids(PROMPTS, RESPONSES, seed)) for seed in range(50)}) > 5
+
+
+def test_passed_answers_are_one_a_prompt_that_passed_and_ended():
+    b = TrainingExample("b/0", "passed answer", answer_messages("ask b"), "answer b/0")
+    d = TrainingExample("d/0", "passed answer", answer_messages("ask d"), "answer d/0")
+    assert passed_answers(BY_ID, RESPONSES, JUDGED, 9, 0) == [b, d]
+    assert passed_answers(BY_ID, RESPONSES, JUDGED, 0, 0) == []
+    one = [tuple(passed_answers(BY_ID, RESPONSES, JUDGED, 1, seed)) for seed in range(20)]
+    assert set(one) == {(b,), (d,)}
+    cut = [dataclasses.replace(r, finished=r.id != "d/0") for r in RESPONSES]
+    assert [x.id for x in passed_answers(BY_ID, cut, JUDGED, 9, 0)] == ["b/0", "d/1"]
 
 
 def node(path: str, text: str | None, verdict: bool | None = False, *votes: Vote) -> Node:

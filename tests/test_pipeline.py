@@ -277,6 +277,22 @@ def test_the_whole_loop_in_nf4_on_cpu(
         )
 
 
+def test_answers_that_passed_are_learnt_beside_the_pairs(tiny_folder: Path, tmp_path: Path) -> None:
+    def half(role: Role, request: Request) -> str:
+        text = rule(role, request)
+        return text.removeprefix("Well, ") if len(text) % 2 else text
+
+    one = {"prompts__kinds": ("no_commas",), "prompts__per_prompt": (1, 1), "sample__k": 1}
+    settings = recipe(tiny_folder, iterations=1, dpo__passed=2, **one)
+    job = start(tmp_path / "run", settings)
+    job.make_engine = lambda run: ScriptedEngine(half)
+    marks = pipeline.execute(job)
+    assert marks["iteration-1/judgements"]["passed"] > 2 < marks["iteration-1/pairs"]["pairs"] + 2
+    actor = marks["iteration-1/actor"]
+    assert actor["passed"] == 2
+    assert actor["examples"] == marks["iteration-1/pairs"]["pairs"] + 2
+
+
 # --- Warm-up alone, starting from another run, evolving -------------------------------------------
 
 

@@ -146,6 +146,24 @@ def test_a_wrong_reference_is_an_error(
 UNEVEN = [pair("Go", "y", "n"), pair("Say", "yes " * 20, "no"), pair("Tell me", "so it is", "no")]
 
 
+def test_an_answer_that_passed_is_learnt_by_its_likelihood_alone(tiny_policy: Factory) -> None:
+    """Beside pairs it has no preference: with no likelihood term it changes nothing."""
+
+    def trained(nll_weight: float, passed: Sequence[TrainingExample]) -> tuple[float, float]:
+        """Log p of the pairs' chosen answers and of ``EXAMPLES[0]`` after a training."""
+        policy = tiny_policy()
+        settings = DPO.model_copy(update={"nll_weight": nll_weight, "batch_size": 6})
+        report = train_actor(policy, PAIRS[:4], settings, seed=0, passed=passed)
+        assert (report.examples, report.steps) == (4 + len(passed), 1)
+        mean = sum(log_p(policy, p.prompt, p.chosen) for p in PAIRS[:4]) / 4
+        assert report.metrics["logp_chosen_after"] == pytest.approx(mean, rel=1e-5)
+        return mean, log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion)
+
+    one, other = trained(0.0, EXAMPLES[:2]), trained(0.0, EXAMPLES[2:4])
+    assert one == pytest.approx(other, rel=1e-5)
+    assert trained(1.0, EXAMPLES[:2])[1] > trained(1.0, EXAMPLES[2:4])[1] + 0.1
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 @pytest.mark.parametrize("count", [2, 3])  # 3: where micro_batch is 2 the last one is short
 def test_nll_of_dpo_is_the_mean_over_answers_of_each_ones_mean(

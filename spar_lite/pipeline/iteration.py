@@ -12,7 +12,12 @@ from spar_lite.evolve import Evolution, evolve
 from spar_lite.instructions import iteration_prompts
 from spar_lite.judge import judge_answer
 from spar_lite.metrics import iteration_metrics
-from spar_lite.pairs import choose_negatives, preference_pairs, refiner_examples
+from spar_lite.pairs import (
+    choose_negatives,
+    passed_answers,
+    preference_pairs,
+    refiner_examples,
+)
 from spar_lite.pipeline.common import (
     MODEL,
     Stage,
@@ -281,11 +286,18 @@ def _train_actor(run: Run, number: int) -> Summary:
     found = file_of(run, folder, "pairs", PreferencePair).load()
     pairs = [p for p in found if run.recipe.dpo.interfering or not p.interferes]
     seed = stable_seed(run.recipe.seed, folder, "dpo")
-    step = step_counter(run, f"{folder}/actor", [len(pairs)], run.recipe.dpo)
+    passed = passed_answers(
+        by_id(file_of(run, folder, "prompts", Prompt).load()),
+        file_of(run, folder, "responses", Response).load(),
+        by_id(file_of(run, folder, "judgements", Judgement).load()),
+        run.recipe.dpo.passed,
+        seed,
+    )
+    step = step_counter(run, f"{folder}/actor", [len(pairs) + len(passed)], run.recipe.dpo)
     summary: Summary = {"examples": 0}
     if pairs:
-        training = train_actor(run.policy, pairs, run.recipe.dpo, seed, step)
-        summary = report(training)
+        training = train_actor(run.policy, pairs, run.recipe.dpo, seed, step, passed)
+        summary = {"passed": len(passed)} | report(training)
     else:
         run.screen.say("no preference pairs: the actor stays as it is")
     return summary | keep(run, folder, "actor")

@@ -105,7 +105,8 @@ def _pair_rows(summaries: Summaries, names: list[str], audits: Audits) -> Rows:
 
 
 def _training_rows(summaries: Summaries, names: list[str]) -> Rows:
-    yield "pairs trained on", _cells(summaries, names, "actor", "examples")
+    yield "actor examples", _cells(summaries, names, "actor", "examples")
+    yield "… passed answers", _cells(summaries, names, "actor", "passed")
     actors = [summaries.get(f"{name}/actor", {}).get("metrics", {}) for name in names]
     for side in ("chosen", "rejected"):
         yield f"log p of {side}, per token", [_before_after(found, side) for found in actors]

@@ -78,6 +78,7 @@ def train_actor(
     settings: Dpo,
     seed: int,
     on_step: OnStep = lambda *_: None,
+    passed: Sequence[TrainingExample] = (),
 ) -> TrainingReport:
     """Train the actor on preference pairs; the reference is the actor as it is now.
 
@@ -87,12 +88,18 @@ def train_actor(
     as a mean over pairs: long answers weigh no more, and micro-batches change nothing. The first
     term is another where ``settings.loss`` says so. The metrics' ``logp_…`` are over all pairs.
 
+    ``passed``: answers that are good as they are. Each is preferred to itself, a preference whose
+    gradient is 0 at any time, so that they are learnt by the second term alone. They count as
+    examples, and in TRL's own metrics.
+
     Raises:
         TrainingError: no pair fits ``max_length``, the template thinks, a loss or gradient is not
             finite, or a promise of this module is broken.
     """
-    rows = [pair_row(policy, pair) for pair in pairs]
+    same = [PreferencePair(x.id, x.id, x.prompt, x.completion, x.completion) for x in passed]
+    rows = [pair_row(policy, pair) for pair in (*pairs, *same)]
     kept = [row for row in rows if row["length"] <= settings.max_length]
+    preferred = [row for row in kept if row["chosen_ids"] != row["rejected_ids"]]
     with _run(policy, "actor", settings, len(kept), len(rows), seed) as run:
         config = DpoArguments(
             **run.arguments,
@@ -107,9 +114,9 @@ def train_actor(
         record = _Record(on_step, settings.lr, check=lambda logs: _check_step0(logs, limit))
         # The trainer's own logs know each batch alone, and before its own update.
         size = 2 * settings.micro_batch  # sequences, as in a forward pass of the training
-        before = pair_log_p(policy, kept, size, "before")
+        before = pair_log_p(policy, preferred, size, "before")
         run.train(SparDpo, config, kept, record)
-        after = pair_log_p(policy, kept, size, "after")
+        after = pair_log_p(policy, preferred, size, "after")
     first = record.logs[0]
     extra = {
         **before,
