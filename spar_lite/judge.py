@@ -18,13 +18,13 @@ from typing import Literal
 
 from spar_lite import constraints
 from spar_lite.constraints import Answer
-from spar_lite.engine import Engine, strip_thinking
-from spar_lite.instructions import requirements
-from spar_lite.prompts import judge_messages, judge_reply
+from spar_lite.data.prompts import requirements
+from spar_lite.engines.base import Engine, strip_thinking
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Judgement, Prompt, Vote
 from spar_lite.sample import complete
-from spar_lite.verdict import parse_verdict
+from spar_lite.templates import judge_messages, judge_reply
+from spar_lite.templates.verdict import parse_verdict
 
 _NUMBERED = re.compile(
     r"^[^\S\n]*+(\d+)[.)].*(?<![^\W_])(yes|no)(?:[^\w\n]|_)*+$", re.IGNORECASE | re.MULTILINE

@@ -11,8 +11,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from spar_lite.constraints import Answer
-from spar_lite.instructions import requirements
-from spar_lite.prompts import answer_messages, judge_messages, refine_messages
+from spar_lite.data.prompts import requirements
 from spar_lite.recipe import Rft
 from spar_lite.records import (
     Judgement,
@@ -23,6 +22,7 @@ from spar_lite.records import (
     Tree,
     stable_seed,
 )
+from spar_lite.templates import answer_messages, judge_messages, refine_messages
 
 SIZES = frozenset({"length", "layout"})
 """What a constraint claims that is mended by making an answer shorter or longer."""

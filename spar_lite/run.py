@@ -1,39 +1,40 @@
-"""What one run holds while its stages work: recipe, folder, model, ledger and screen.
+"""What a run holds: recipe, folder, screen, model, engine and costs; its steps are in ``steps``.
 
-The model is loaded at the first stage that needs it, and each stage finds in place the adapters
-that it starts from, whatever was done before or in an earlier process.
+The model is loaded at the first step that needs it. A loop is a function of a run: the same one,
+run with ``listing``, does nothing and lists its steps.
 """
 
 from __future__ import annotations
 
-import asyncio
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spar_lite.bootstrap import released_rows
-from spar_lite.engine import Engine
+from spar_lite.data.sources import released_rows
+from spar_lite.engines.base import Engine
 from spar_lite.errors import ModelError, SparError
-from spar_lite.recipe import Recipe
+from spar_lite.recipe import Recipe, dump_recipe
 from spar_lite.records import Role, stable_seed
-from spar_lite.store import Marker, StageFile, append_line
+from spar_lite.store import Marker, append_line, write_text
 
 if TYPE_CHECKING:
     from spar_lite.model import Policy
 
-T = TypeVar("T")
-Source = TypeVar("Source")
+Summary = dict[str, Any]
 
 
-class Screen(Protocol):
-    """Where progress is shown; the CLI brings one for terminals and one for plain lines."""
+ROLES: tuple[Role, ...] = ("actor", "refiner")
+
+
+class Screen:
+    """Where progress is shown: this one shows nothing; see ``report.progress``."""
 
     def start(self, stage: str, total: int, unit: str) -> None:
-        """A stage of ``total`` items begins."""
+        """A step of ``total`` items begins."""
 
     def advance(self, items: int) -> None:
         """Some items are done."""
@@ -42,32 +43,86 @@ class Screen(Protocol):
         """Some tokens were generated or trained on."""
 
     def end(self, note: str) -> None:
-        """The stage is over; ``note`` is its result in a few words."""
+        """The step is over; ``note`` is its result in a few words."""
 
     def say(self, text: str) -> None:
         """Something that the user should know, in one line."""
 
+    def close(self) -> None:
+        """Give the terminal back."""
+
+
+class Step(NamedTuple):
+    """One step of a loop: its name, such as "iteration-1/trees", and whether it is finished."""
+
+    label: str
+    done: bool
+
+
+class Adapters(NamedTuple):
+    """The folders of a checkpoint's adapters; None: a fresh one, which changes nothing."""
+
+    actor: Path | None
+    refiner: Path | None
+
+
+FRESH = Adapters(None, None)
+
 
 EngineFactory = Callable[["Run"], Engine]
+Loop = Callable[["Run"], object]
 
 
 @dataclass
 class Run:
     """A run in progress.
 
-    ``make_engine`` replaces the model's engine in tests (a scripted one); the training stages
-    always use the real model.
+    ``make_engine`` replaces the model's engine in tests (a scripted one); the training steps
+    always use the real model. ``listing``: where steps are listed instead of done. ``lenient``: a
+    finished step is taken as it is.
     """
 
     recipe: Recipe
     folder: Path
     screen: Screen
     make_engine: EngineFactory | None = None
+    listing: list[Step] | None = None
+    lenient: bool = False
     _policy: Policy | None = None
     _fault: SparError | None = None
     _engine: Any = None
     _loaded: dict[Role, Path | None] = field(default_factory=dict)
-    _wanted: dict[Role, Path | None] = field(default_factory=dict)
+    _wanted: Adapters = FRESH
+
+    def work(self, loop: Loop) -> None:
+        """Do what is left of a loop.
+
+        Raises:
+            StoreError: the folder holds a step that was made with other recipe values, or from
+                other records, than there are now; said before the first step.
+        """
+        saved = self.folder / "recipe.yaml"
+        if not saved.exists() or self.unfinished(loop):
+            write_text(saved, dump_recipe(self.recipe))
+        loop(self)
+
+    def unfinished(self, loop: Loop) -> list[str]:
+        """The labels of the steps still to do."""
+        return [step.label for step in self._steps(loop, lenient=False) if not step.done]
+
+    def summaries(self, loop: Loop) -> dict[str, Summary]:
+        """What every finished step noted when it ended, by label, in the loop's order."""
+        labels = [step.label for step in self._steps(loop, lenient=True) if step.done]
+        found = {label: Marker(self.folder, label).read() for label in labels}
+        return {label: summary for label, summary in found.items() if summary is not None}
+
+    def _steps(self, loop: Loop, lenient: bool) -> list[Step]:
+        """All steps of a loop in their order; nothing is done or read but their marks."""
+        found: list[Step] = []
+        loop(Run(self.recipe, self.folder, Screen(), listing=found, lenient=lenient))
+        return found
+
+    # --- The model --------------------------------------------------------------------------------
 
     @property
     def policy(self) -> Policy:
@@ -93,8 +148,7 @@ class Run:
                 self._fault = fault
                 raise
             self._policy = policy
-            for role, folder in self._wanted.items():
-                self._restore(role, folder)
+            self._restore_wanted()
             device = self._policy.device
             weights = "4-bit NF4" if self._policy.quantized else str(self._policy.inner.dtype)
             self.screen.say(f"{self.recipe.model.id} on {device}, {weights.replace('torch.', '')}")
@@ -131,24 +185,26 @@ class Run:
         engine_: Engine = self._engine
         return engine_
 
-    def use_adapters(self, actor: Path | None, refiner: Path | None) -> None:
-        """Put the adapters of a checkpoint in place (None: fresh ones, which change nothing)."""
-        self._wanted = {"actor": actor, "refiner": refiner}
-        if self.make_engine is not None and self._policy is None:
-            return  # a scripted engine needs no model; a training that follows loads them with it
-        for role, folder in self._wanted.items():
-            self._restore(role, folder)
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Put the adapters of a checkpoint in place."""
+        self._wanted = adapters
+        if self.make_engine is None or self._policy is not None:
+            # (A scripted engine needs no model; a training that follows loads them with it.)
+            self._restore_wanted()
 
-    def _restore(self, role: Role, folder: Path | None) -> None:
-        if self._loaded.get(role) != folder and folder is not None:
-            self.policy.restore(role, folder)
-        self._loaded[role] = folder
+    def _restore_wanted(self) -> None:
+        wanted: dict[Role, Path | None] = {
+            "actor": self._wanted.actor,
+            "refiner": self._wanted.refiner,
+        }
+        for role, folder in wanted.items():
+            if self._loaded.get(role) != folder and folder is not None:
+                self.policy.restore(role, folder)
+            self._loaded[role] = folder
 
-    def trained(self, role: Role, folder: Path) -> None:
-        """Note that the adapter in memory is the one just saved in ``folder``."""
-        self._loaded[role] = folder
+    # --- Costs ------------------------------------------------------------------------------------
 
-    def take_usage(self) -> dict[str, Any]:
+    def take_usage(self) -> Summary:
         """What the engine did since the last call, for the ledger."""
         take = getattr(self._engine, "take_usage", None)
         if take is None:
@@ -161,65 +217,90 @@ class Run:
             "occupancy": round(usage.occupancy, 3),
         }
 
-    @property
-    def device(self) -> str | None:
-        """Where the model runs ("cuda" or "cpu"); None before it is loaded."""
-        return self._policy.device.type if self._policy is not None else None
-
-    def peak_memory(self) -> int:
-        """Peak bytes so far: the card's allocations on CUDA, else the process's resident set."""
-        if self._policy is not None and self._policy.device.type == "cuda":
+    def costs_of_machine(self) -> Summary:
+        """Peak bytes so far (the card's allocations, else the resident set), and the device."""
+        device = self._policy.device.type if self._policy is not None else None
+        if device == "cuda":
             import torch
 
-            return int(torch.cuda.max_memory_allocated())
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+            peak = int(torch.cuda.max_memory_allocated())
+        else:
+            scale = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+        return {"peak_memory_bytes": peak, "device": device}
 
     def ledger(self, **entry: Any) -> None:
         """Add a line to the run's cost ledger."""
         append_line(self.folder / "ledger.jsonl", {"time": round(time.time(), 3), **entry})
 
-    def collect(
-        self,
-        name: str,
-        file: StageFile[T],
-        items: Sequence[tuple[str, Callable[[], Awaitable[T]]]],
-        unit: str,
-    ) -> list[T]:
-        """``collect`` with this run's screen."""
-        return collect(self.screen, name, file, items, unit)
+
+# --- The checkpoints of a run ---------------------------------------------------------------------
 
 
-def collect(
-    screen: Screen,
-    name: str,
-    file: StageFile[T],
-    items: Sequence[tuple[str, Callable[[], Awaitable[T]]]],
-    unit: str,
-) -> list[T]:
-    """Make one record per item, all in flight at once; keep each as it comes; resume by id.
+def checkpoints(folder: Path) -> dict[str, dict[Role, Path]]:
+    """The checkpoints of a run that are there, in order: name to adapters."""
+    found: dict[str, dict[Role, Path]] = {"base": {}}
+    numbered = sorted(
+        (path for path in folder.glob("iteration-*") if path.name[10:].isdigit()),
+        key=lambda path: int(path.name[10:]),
+    )
+    before: dict[Role, Path] = {}
+    for place in (folder / "bootstrap", *numbered):
+        adapters = {r: place / r for r in ROLES if (place / r / "adapter_config.json").is_file()}
+        whole = place.name == "bootstrap" or len(adapters) == len(ROLES)
+        if adapters and whole:
+            before = {**before, **adapters}
+            found[place.name] = before
+    return found
 
-    ``items`` are (id, coroutine function) in the order that the finished file will have.
+
+def kept_after(recipe: Recipe, folder: Path, iteration: int) -> int:
+    """The iteration whose adapters stand after ``iteration``; 0 for those before the first.
+
+    An earlier one where the run kept the better checkpoint.
     """
-    done = file.resume()
-    screen.start(name, len(items), unit)
-    screen.advance(sum(id in done for id, _ in items))
-
-    async def work(id: str, make: Callable[[], Awaitable[T]]) -> None:
-        record = await make()
-        file.append(record)
-        done[id] = record
-        screen.advance(1)
-
-    async def everything() -> None:
-        await asyncio.gather(*(work(id, make) for id, make in items if id not in done))
-
-    asyncio.run(everything())
-    records = [done[id] for id, _ in items]
-    file.finish(records)
-    return records
+    if not iteration or recipe.iterate.keep == "always":
+        return iteration
+    found = Marker(folder / f"iteration-{iteration}", "keep").read()
+    return int(found["kept"]) if found else iteration
 
 
-def by_id(records: Iterable[T]) -> dict[str, T]:
-    """Index records by their id."""
-    return {record.id: record for record in records}  # type: ignore[attr-defined]
+def adapters_after(recipe: Recipe, folder: Path, iteration: int | None) -> Adapters:
+    """The adapters that stand after an iteration (0: after the warm-up; None: those of the base).
+
+    An iteration that made the answers worse leaves those of the one before.
+    """
+    if iteration is None:
+        return FRESH
+    iteration = kept_after(recipe, folder, iteration)
+    if iteration:
+        place = folder / f"iteration-{iteration}"
+        return Adapters(place / "actor", place / "refiner")
+    warm, place = recipe.bootstrap, folder / "bootstrap"
+    if warm.start_from:  # the other run may have warmed only one up
+        return Adapters(*(place / role if (place / role).exists() else None for role in ROLES))
+    if warm.source == "none":
+        return FRESH
+    return Adapters(place / "actor" if warm.actor else None, place / "refiner")
+
+
+def start_folder(recipe: Recipe) -> str:
+    """Where the checkpoint lies that iteration 1 starts from."""
+    warmed = recipe.bootstrap.source != "none" or recipe.bootstrap.start_from
+    return "bootstrap" if warmed else "base"
+
+
+def standing(recipe: Recipe, folder: Path, iteration: int) -> str:
+    """The checkpoint that stands after ``iteration`` (0: after the warm-up), if there is one."""
+    number = kept_after(recipe, folder, iteration)
+    return f"iteration-{number}" if number else start_folder(recipe)
+
+
+def last_checkpoint(recipe: Recipe, path: Path, names: list[str]) -> str:
+    """The checkpoint that a run ends with: the last one, or the one that was kept for it."""
+    last = names[-1]
+    if not last.startswith("iteration-"):
+        return last
+    kept = kept_after(recipe, path, int(last[10:]))
+    found = f"iteration-{kept}" if kept else "bootstrap"
+    return found if found in names else "base"

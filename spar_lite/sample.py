@@ -5,10 +5,10 @@ Knows only the engine protocol; batches, tokens and adapters are the engine's af
 
 from __future__ import annotations
 
-from spar_lite.engine import Completion, Engine, Request, Sampling, strip_thinking
-from spar_lite.prompts import answer_messages
+from spar_lite.engines.base import Completion, Engine, Request, Sampling, strip_thinking
 from spar_lite.recipe import Decoding
 from spar_lite.records import Message, Prompt, Response, Role
+from spar_lite.templates import answer_messages
 
 
 def sampling(decoding: Decoding) -> Sampling:

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from spar_lite.engine import Engine, strip_thinking
+from spar_lite.engines.base import Engine, strip_thinking
 from spar_lite.judge import Judgements
-from spar_lite.prompts import parse_refinement, refine_messages
 from spar_lite.recipe import Judge, Search
 from spar_lite.records import Cost, Judgement, Node, Prompt, Response, Tree
 from spar_lite.sample import complete
+from spar_lite.templates import parse_refinement, refine_messages
 
 ROUNDS = 3
 """Times that votes on a refinement are drawn until they have a majority (the official code's)."""

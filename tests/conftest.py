@@ -69,5 +69,5 @@ def tiny_policy(tiny_folder: Path) -> Callable[..., Policy]:
 def processes() -> ForkServerContext:
     """Fresh processes that need not import torch and TRL again: two thirds of a short run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spar_lite.pipeline", "spar_lite.model", "spar_lite.train"])
+    context.set_forkserver_preload(["spar_lite.loop", "spar_lite.model", "spar_lite.train"])
     return context

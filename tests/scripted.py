@@ -1,6 +1,6 @@
 """A scripted engine and a silent screen: what a run is given in tests that need no model.
 
-It promises what `spar_lite.engine.Engine` promises, is as asynchronous as a real one, and is
+It promises what `spar_lite.engines.base.Engine` promises, is as asynchronous as a real one, and is
 stricter: a stage that mixes roles in flight fails loudly. It knows nothing of prompts or parsers.
 """
 
@@ -10,8 +10,9 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-from spar_lite.engine import Completion, Request
+from spar_lite.engines.base import Completion, Request
 from spar_lite.records import Role
+from spar_lite.run import Screen
 
 Reply = Callable[[Role, Request], str | Completion]
 MOST_TURNS = 4
@@ -65,7 +66,7 @@ class ScriptedEngine:
         return Completion(request.id, reply, asked, len(reply.split()), finished=True)
 
 
-class Silence:
+class Silence(Screen):
     """A screen that keeps what it was told, and which stages began."""
 
     def __init__(self) -> None:

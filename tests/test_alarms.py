@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from spar_lite.evaluate import HELDOUT_POINTS, HeldoutResult, alarms, summarise
-from spar_lite.evaluate.alarms import WATCHED
+from spar_lite.app.report.evaluation import TITLES
+from spar_lite.app.report.loop import iteration_table
+from spar_lite.app.report.tables import alarm_rows, difference_row, score_table
+from spar_lite.app.report.weak import weak_parts
+from spar_lite.evaluation import HELDOUT_POINTS, HeldoutResult, alarms, summarise
+from spar_lite.evaluation.alarms import WATCHED
+from spar_lite.evaluation.stats import wilson
 from spar_lite.records import Cost, Vote
-from spar_lite.report.evaluation import TITLES
-from spar_lite.report.loop import iteration_table
-from spar_lite.report.tables import alarm_rows, difference_row, score_table
-from spar_lite.report.weak import weak_parts
-from spar_lite.statistics import wilson
 
 GOOD = HeldoutResult(
     "h", "one two three four", True, (True,), (), -1.0, None, False, None, None, (), Cost()

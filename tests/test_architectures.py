@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 
-from spar_lite.engine import Completion, Request, Sampling
+from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError
 from spar_lite.judge import judge_answer
 from spar_lite.model import Policy, RolloutEngine, self_check

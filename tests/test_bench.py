@@ -13,11 +13,11 @@ import torch
 from click.testing import CliRunner
 from scripted import ScriptedEngine
 
-from spar_lite.bench import SHAPES, write_shape
-from spar_lite.bench.baselines import one_at_a_time, static_batches
-from spar_lite.bench.workloads import Sizes, Writer, flat, search_groups, work
-from spar_lite.cli import main
-from spar_lite.cli.bench import SHAPE_NAMES
+from spar_lite.app.bench import SHAPES, write_shape
+from spar_lite.app.bench.baselines import one_at_a_time, static_batches
+from spar_lite.app.bench.workloads import Sizes, Writer, flat, search_groups, work
+from spar_lite.app.cli import main
+from spar_lite.app.cli.bench import SHAPE_NAMES
 from spar_lite.model import Policy, RolloutEngine
 from spar_lite.model.reference import Check
 from spar_lite.recipe import EngineSettings, Model
@@ -86,7 +86,7 @@ def test_the_doctor_checks_every_role_both_ways() -> None:
 
 
 def test_the_doctor_fails_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spar_lite.bench.doctor.self_check", lambda *_: Check("a fault"))
+    monkeypatch.setattr("spar_lite.app.bench.doctor.self_check", lambda *_: Check("a fault"))
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
     assert "✗ cpu, 4-bit NF4, refiner, merged weights: a fault" in done.output

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from test_pipeline import recipe, start
+from test_loop import recipe, start
 
-from spar_lite import pipeline
-from spar_lite.cli import main
+from spar_lite import loop
+from spar_lite.app.cli import main
 from spar_lite.recipe import dump_recipe
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
@@ -25,7 +25,7 @@ def done(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     folder = tmp_path_factory.mktemp("cli")
     settings = recipe(tiny_folder, iterations=1)
     (folder / "recipe.yaml").write_text(dump_recipe(settings))
-    pipeline.execute(start(folder / "run", settings))
+    loop.execute(start(folder / "run", settings))
     return folder / "run", folder / "recipe.yaml"
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from spar_lite.cli import main
-from spar_lite.evaluate import HeldoutResult, Scorecard
-from spar_lite.evaluate.judge import JudgeResult
-from spar_lite.pipeline.scores import differences, run_alarms
+from spar_lite.app.cli import main
+from spar_lite.evaluation import HeldoutResult, Scorecard
+from spar_lite.evaluation.changes import differences, run_alarms
+from spar_lite.evaluation.stats import wilson
+from spar_lite.evaluation.tasks.judge import JudgeResult
 from spar_lite.recipe import load_recipe
 from spar_lite.records import Cost
-from spar_lite.statistics import wilson
 from spar_lite.store import Marker, StageFile
 
 

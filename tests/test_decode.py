@@ -8,8 +8,16 @@ import re
 import pytest
 from scripted import ScriptedEngine
 
-from spar_lite.decode import WAYS, Final, Plan, Way, final_answer, first_answers, make_plan
-from spar_lite.engine import Completion, Request
+from spar_lite.engines.base import Completion, Request
+from spar_lite.evaluation.inference_search import (
+    WAYS,
+    Final,
+    Plan,
+    Way,
+    final_answer,
+    first_answers,
+    make_plan,
+)
 from spar_lite.recipe import Judge, parse_recipe
 from spar_lite.records import Prompt, Response, Role
 

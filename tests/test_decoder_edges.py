@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from spar_lite.engine import Sampling
+from spar_lite.engines.base import Sampling
 from spar_lite.model import Policy
 from spar_lite.model.cache import BLOCK
 from spar_lite.model.slots import TRICKLE, Decoder, TokenSequence, attention_windows

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from spar_lite.evaluate import HeldoutResult
-from spar_lite.pipeline import summaries
+from spar_lite.evaluation import HeldoutResult
+from spar_lite.loop import summaries
 from spar_lite.recipe import load_recipe
 from spar_lite.records import Judgement, Response, Tree
 from spar_lite.store import StageFile

@@ -10,14 +10,14 @@ import random
 import pytest
 from scripted import ScriptedEngine
 
-from spar_lite.engine import Request, strip_thinking
-from spar_lite.evaluate import (
+from spar_lite.engines.base import Request, strip_thinking
+from spar_lite.evaluation import (
     HeldoutResult,
     paired_difference,
     review_heldout,
     summarise,
 )
-from spar_lite.metrics import (
+from spar_lite.evaluation.audit import (
     accepted_truth,
     agreement,
     agreement_by_kind,
@@ -30,6 +30,7 @@ from spar_lite.metrics import (
     vote_counts,
     whats_wrong,
 )
+from spar_lite.evaluation.stats import bootstrap_mean, distinguishable, wilson
 from spar_lite.recipe import Evaluate
 from spar_lite.records import (
     Cost,
@@ -42,7 +43,6 @@ from spar_lite.records import (
     Tree,
     Vote,
 )
-from spar_lite.statistics import bootstrap_mean, distinguishable, wilson
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
 ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)

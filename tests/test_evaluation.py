@@ -12,12 +12,16 @@ import pytest
 from click.testing import CliRunner
 from scripted import ScriptedEngine
 
-from spar_lite.cli import main
-from spar_lite.decode import Final
-from spar_lite.engine import Request
+from spar_lite.app.cli import main
+from spar_lite.data.prompts import builtin_prompts
+from spar_lite.engines.base import Request
 from spar_lite.errors import ModelError, StoreError
-from spar_lite.evaluate import Scorecard, scorecards
-from spar_lite.evaluate.judge import (
+from spar_lite.evaluation import Scorecard, scorecards
+from spar_lite.evaluation.inference_search import Final
+from spar_lite.evaluation.stats import NOTHING, wilson
+from spar_lite.evaluation.target import find_target
+from spar_lite.evaluation.tasks.constraints import ConstraintsResult, check_final, constraint_scores
+from spar_lite.evaluation.tasks.judge import (
     JudgeCase,
     JudgeResult,
     judge_case,
@@ -25,20 +29,16 @@ from spar_lite.evaluate.judge import (
     llmbar_cases,
     minimal_pairs,
 )
-from spar_lite.evaluate.obedience import ConstraintsResult, check_final, constraint_scores
-from spar_lite.evaluate.refine import (
+from spar_lite.evaluation.tasks.refine import (
     RefineResult,
     edit_share,
     failed_answers,
     mend_answer,
     refine_scores,
 )
-from spar_lite.instructions import builtin_prompts
 from spar_lite.recipe import Judge, load_recipe
 from spar_lite.records import Cost, Prompt, Response, Role, Vote
-from spar_lite.statistics import NOTHING, wilson
 from spar_lite.store import StageFile
-from spar_lite.target import find_target
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
 ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)

@@ -13,16 +13,17 @@ from typing import Any, ClassVar
 import pytest
 from scripted import ScriptedEngine, Silence
 
-from spar_lite import constraints, pipeline
-from spar_lite.engine import Request
+from spar_lite import constraints
+from spar_lite.data.evolve import Evolution, evolve
+from spar_lite.engines.base import Request
+from spar_lite.engines.remote import RemoteEngine, open_remote
 from spar_lite.errors import EngineError, RecipeError
-from spar_lite.evolve import Evolution, evolve
-from spar_lite.prompts import TAXONOMY, evolve_messages, parse_evolved
+from spar_lite.loop import play
 from spar_lite.recipe import Evolve, parse_recipe
 from spar_lite.records import Prompt, Response, Role, from_json
-from spar_lite.remote import RemoteEngine, open_remote
 from spar_lite.run import Run
 from spar_lite.store import StageFile
+from spar_lite.templates import TAXONOMY, evolve_messages, parse_evolved
 
 PLAIN = Prompt("p", "Describe the history of tea in England.")
 LONGER = "Describe the history of tea in England in exactly three sentences."
@@ -209,13 +210,14 @@ def loop(folder: Path, lines: list[dict[str, Any]], **evolving: Any) -> tuple[Ru
     return Run(parse_recipe(data), folder / "run", Silence(), make_engine=lambda _: engine), engine
 
 
-UNTRAINED = [
-    f"iteration-1/{name}"
-    for name in (
-        *("plain_prompts", "evolutions", "prompts", "responses", "judgements", "trees"),
-        *("pairs", "audit", "refiner_examples"),
-    )
-]
+def played(run: Run) -> dict[str, dict[str, Any]]:
+    """Do the first iteration's self-play; its steps' summaries."""
+
+    def steps(run: Run) -> None:
+        play(run, 1)
+
+    run.work(steps)
+    return run.summaries(steps)
 
 
 def said(run: Run) -> list[str]:
@@ -232,7 +234,7 @@ def test_what_was_given_no_constraint_is_left_out_of_the_loop(tmp_path: Path) ->
         {"id": "e", "text": "Add two things to tea."},
     ]
     run, _ = loop(tmp_path, lines)
-    marks = pipeline.execute(run, UNTRAINED)
+    marks = played(run)
     found = marks["iteration-1/evolutions"]
     assert {key: found[key] for key in ("evolved", "said_none", "unreadable", "left_out")} == {
         "evolved": 2, "said_none": 1, "unreadable": 1, "left_out": 2,
@@ -252,7 +254,7 @@ def test_what_was_given_no_constraint_is_left_out_of_the_loop(tmp_path: Path) ->
 def test_most_prompts_left_out_is_said_in_one_line(tmp_path: Path) -> None:
     lines = [{"text": f"{word} tea."} for word in ("Add to", "Skip", "Skip", "Drink")]
     run, _ = loop(tmp_path, lines)
-    assert pipeline.execute(run, UNTRAINED)["iteration-1/prompts"]["prompts"] == 1
+    assert played(run)["iteration-1/prompts"]["prompts"] == 1
     (line,) = said(run)
     assert line.startswith("3 of 4 prompts are left out of iteration 1")
     assert "2 said None, 1 had no readable reply" in line and "evolve.tries" in line
@@ -262,7 +264,7 @@ def test_most_prompts_left_out_is_said_in_one_line(tmp_path: Path) -> None:
 def test_all_prompts_left_out_stops_before_anything_is_answered(tmp_path: Path) -> None:
     run, engine = loop(tmp_path, [{"text": f"{word} tea."} for word in ("Skip", "Drink")])
     with pytest.raises(RecipeError) as error:
-        pipeline.execute(run)
+        played(run)
     line = str(error.value)
     assert line.startswith("evolve: iteration 1 wants prompts with constraints, found none")
     assert "1 said None, 1 had no readable reply" in line and "evolutions.jsonl" in line
@@ -270,7 +272,7 @@ def test_all_prompts_left_out_stops_before_anything_is_answered(tmp_path: Path) 
     assert {role for role, _ in engine.calls} == {"base"}
     asked = len(engine.calls)
     with pytest.raises(RecipeError, match="found none"):
-        pipeline.execute(run)
+        played(run)
     assert len(engine.calls) == asked  # what is known is not asked again
 
 
@@ -280,14 +282,14 @@ def test_what_was_trained_already_is_not_lost(tmp_path: Path) -> None:
     warmed["bootstrap"]["source"] = "constraints"
     run.recipe = parse_recipe(warmed)
     with pytest.raises(RecipeError, match=f"bootstrap.start_from={run.folder} "):
-        pipeline.execute(run, UNTRAINED)
+        played(run)
 
 
 def test_a_program_that_fits_nothing_is_told_about_its_kinds(tmp_path: Path) -> None:
     lines = [{"text": " ".join(constraints.VALUES.keywords)}]
     run, _ = loop(tmp_path, lines, kinds=["keyword_include"], **{"with": "constraints"})
     with pytest.raises(RecipeError, match=r"no constraint fits.*evolve\.kinds"):
-        pipeline.execute(run, UNTRAINED)
+        played(run)
 
 
 # --- By an endpoint -------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
-from spar_lite.cli import main
+from spar_lite.app.cli import main
 from spar_lite.errors import EngineError, SparError
-from spar_lite.evaluate import general
-from spar_lite.evaluate.general import general_results, general_scores, standard_errors
-from spar_lite.statistics import wilson
+from spar_lite.evaluation.stats import wilson
+from spar_lite.evaluation.tasks import general
+from spar_lite.evaluation.tasks.general import general_results, general_scores, standard_errors
 
 if TYPE_CHECKING:
     from spar_lite.model import Policy

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spar_lite.engine import Request, Sampling
+from spar_lite.engines.base import Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.recipe import Dpo, EngineSettings, Model, Training

@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 from scripted import ScriptedEngine, Silence
 
-from spar_lite import pipeline
-from spar_lite.cli import main
-from spar_lite.comparison import compare, read_side
-from spar_lite.engine import Request
+from spar_lite import loop
+from spar_lite.app.cli import main
+from spar_lite.engines.base import Request
 from spar_lite.errors import SparError, StoreError
-from spar_lite.evaluate.ifeval import (
+from spar_lite.evaluation.changes import differences
+from spar_lite.evaluation.compare import compare, read_side
+from spar_lite.evaluation.scoring import score_ifeval
+from spar_lite.evaluation.tasks.ifeval import (
     IfevalPrompt,
     check_prompts,
     ifeval_scores,
@@ -28,10 +30,10 @@ from spar_lite.evaluate.ifeval import (
     verifiers,
     verify,
 )
-from spar_lite.pipeline.scores import differences
 from spar_lite.recipe import Recipe, parse_recipe, recipe_slice
 from spar_lite.records import Role
 from spar_lite.run import Run
+from spar_lite.steps import Place
 from spar_lite.store import Marker
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
@@ -369,7 +371,7 @@ def test_responses_need_no_torch(punkt: Path) -> None:
     prompts, responses = prompts_and_responses()
     data, answers = write(punkt, prompts[:3], {p.key: responses[p.key] for p in prompts[:3]})
     code = (
-        "import sys\nfrom spar_lite.cli import main\n"
+        "import sys\nfrom spar_lite.app.cli import main\n"
         f"main(['eval', 'ifeval', '--data', {str(data)!r}, '--responses', {str(answers)!r}], "
         "standalone_mode=False)\nassert 'torch' not in sys.modules"
     )
@@ -400,8 +402,11 @@ def run_stage(recipe: Recipe, folder: Path, place: str) -> tuple[dict[str, Any],
 
     engine = ScriptedEngine(reply)
     job = Run(recipe, folder, Silence(), make_engine=lambda _: engine)
-    found = pipeline.execute(job, only=[f"{place}/ifeval"])
-    return found[f"{place}/ifeval"], engine
+    number = {"base": None, "bootstrap": 0}.get(place, 2)
+    job.work(lambda run: score_ifeval(run, place, number))
+    found = Marker(folder / place, "ifeval").read()
+    assert found is not None
+    return found, engine
 
 
 @pytest.fixture
@@ -414,8 +419,12 @@ def three(punkt: Path) -> Path:
 def test_a_run_scores_base_warm_up_and_what_it_ends_with(three: Path, tmp_path: Path) -> None:
     """Two of three prompts are asked for; iteration 2 was not kept, so the end is iteration 1."""
     recipe, folder = settings(three), tmp_path / "run"
-    labels = [stage.label for stage in pipeline.stages(recipe) if stage.name == "ifeval"]
-    assert labels == ["base/ifeval", "bootstrap/ifeval", "iteration-2/ifeval"]
+    found = Run(recipe, folder, Silence()).unfinished(loop.spar)
+    assert [label for label in found if label.endswith("ifeval")] == [
+        "base/ifeval",
+        "bootstrap/ifeval",
+        "iteration-2/ifeval",
+    ]
     base, engine = run_stage(recipe, folder, "base")
     assert (base["checkpoint"], base["prompt_level_strict_acc"]) == ("base", 0.5)
     assert [role for role, _ in engine.calls] == ["base"] * 2
@@ -444,13 +453,22 @@ def test_what_the_run_has_scored_already_is_not_asked_again(three: Path, tmp_pat
     assert last["checkpoint"] == first["checkpoint"] == "bootstrap" and engine.calls == []
 
 
-def test_ifeval_may_be_asked_for_later(three: Path) -> None:
-    """Nothing but its own stages depends on its keys."""
-    recipe = settings(three, prompts=3)
-    for stage in pipeline.stages(recipe):
-        mine = [key for key in recipe_slice(recipe, stage.keys) if "ifeval" in key]
-        assert bool(mine) == (stage.name == "ifeval")
-    assert not [s for s in pipeline.stages(settings(three, 0)) if s.name == "ifeval"]
+def test_ifeval_may_be_asked_for_later(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but its own steps depends on its keys."""
+    uses: dict[str, list[str]] = {}
+
+    def note(self: Place, name: str, keys: list[str], *_: Any) -> None:
+        uses[f"{self.name}/{name}"] = list(recipe_slice(self.run.recipe, keys))
+
+    monkeypatch.setattr(Place, "_step", note)
+    loop.spar(Run(settings(three, prompts=3), tmp_path, Silence()))
+    mine = [label for label, keys in uses.items() if any("ifeval" in key for key in keys)]
+    assert mine == [f"{name}/ifeval" for name in ("base", "bootstrap", "iteration-2")]
+    uses.clear()
+    loop.spar(Run(settings(three, 0), tmp_path, Silence()))
+    assert uses and not [label for label in uses if label.endswith("ifeval")]
 
 
 def test_what_is_missing_is_said_before_the_first_stage(
@@ -461,7 +479,7 @@ def test_what_is_missing_is_said_before_the_first_stage(
     def fails(recipe: Recipe, words: str) -> None:
         job = Run(recipe, tmp_path / "run", Silence(), make_engine=lambda _: pytest.fail("asked"))
         with pytest.raises(SparError, match=words):
-            pipeline.execute(job)
+            loop.execute(job)
         assert job.screen.stages == [] and not (tmp_path / "run").exists()  # type: ignore[attr-defined]
 
     fails(settings(three, 4), r"evaluate\.ifeval wants 4 prompts, found 3")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from spar_lite.decontaminate import Benchmark
+from spar_lite.data.decontaminate import Benchmark
+from spar_lite.data.prompts import builtin_prompts, iteration_prompts
+from spar_lite.data.sources import read_source
 from spar_lite.errors import RecipeError
-from spar_lite.instructions import builtin_prompts, iteration_prompts
 from spar_lite.recipe import Prompts
-from spar_lite.sources import read_source
 
 
 def write(tmp_path: Path, *rows: object) -> Path:

@@ -7,12 +7,12 @@ import time
 import pytest
 
 from spar_lite.constraints import NoCommas, critique
-from spar_lite.engine import Completion, Request, Sampling
-from spar_lite.instructions import requirements
+from spar_lite.data.prompts import requirements
+from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.judge import Judgements, contradicts, judge_answer, majority, read_vote
-from spar_lite.prompts import judge_messages
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Judgement, Prompt, Role, Vote
+from spar_lite.templates import judge_messages
 from tests.scripted import ScriptedEngine
 
 RULE = NoCommas()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from spar_lite import pipeline
-from spar_lite.evaluate import HeldoutResult
-from spar_lite.pipeline.common import checkpoint, standing
+from spar_lite.evaluation import HeldoutResult
+from spar_lite.evaluation.scoring import keep_better
+from spar_lite.evaluation.target import find_target
+from spar_lite.loop import spar
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import Cost
-from spar_lite.run import Run
+from spar_lite.run import Run, adapters_after, standing
 from spar_lite.store import Marker, StageFile
-from spar_lite.target import find_target
 from tests.scripted import Silence
 
 
@@ -38,12 +38,16 @@ def score(folder: Path, name: str, good: int) -> None:
 
 
 def decide(folder: Path, settings: Recipe, number: int) -> tuple[int, list[str]]:
-    """Work the stage that decides after an iteration; (the iteration kept, what was said)."""
+    """Do the step that decides after an iteration; (the iteration kept, what was said)."""
     screen = Silence()
-    stages = {s.label: s for s in pipeline.stages(settings)}
-    summary = stages[f"iteration-{number}/keep"].work(Run(settings, folder, screen))
-    Marker(folder / f"iteration-{number}", "keep").write({"recipe": {}, **summary})
+    keep_better(Run(settings, folder, screen), number)
+    summary = Marker(folder / f"iteration-{number}", "keep").read()
+    assert summary is not None
     return summary["kept"], screen.said
+
+
+def labels(settings: Recipe, folder: Path) -> list[str]:
+    return Run(settings, folder, Silence()).unfinished(spar)
 
 
 # answers of ten that count after the warm-up and each iteration; the iteration kept after each
@@ -68,8 +72,8 @@ def test_the_better_checkpoint_stays(tmp_path: Path, scores: list[int], kept: li
         assert found == kept[number - 1]
         better = f"iteration-{found}" if found else "bootstrap"
         assert standing(settings, tmp_path, number) == better
-        for role in ("actor", "refiner"):
-            assert checkpoint(settings, tmp_path, role, number) == tmp_path / better / role
+        stay = tmp_path / better
+        assert adapters_after(settings, tmp_path, number) == (stay / "actor", stay / "refiner")
         assert find_target(str(tmp_path)).adapters["actor"] == tmp_path / better / "actor"
         if found != number:
             assert f"the adapters of {better} stay" in said[0]
@@ -83,7 +87,8 @@ def test_always_goes_on_with_the_new_ones_and_looks_at_no_earlier_decision(tmp_p
         score(tmp_path, name, good)
     decide(tmp_path, recipe(), 1)
     always = recipe("always")
-    assert "iteration-1/keep" not in {s.label for s in pipeline.stages(always)}
+    assert "iteration-1/keep" not in labels(always, tmp_path / "none")
+    assert "iteration-1/keep" in labels(recipe(), tmp_path / "none")
     assert standing(always, tmp_path, 1) == "iteration-1"
     for keep, name in (("better", "bootstrap"), ("always", "iteration-1")):
         (tmp_path / "recipe.yaml").write_text(f"model: {{id: m}}\niterate: {{keep: {keep}}}\n")
@@ -104,10 +109,10 @@ def test_without_a_warm_up_the_base_stays(tmp_path: Path) -> None:
     score(tmp_path, "base", 4)
     score(tmp_path, "iteration-1", 3)
     assert decide(tmp_path, settings, 1)[0] == 0
-    assert checkpoint(settings, tmp_path, "actor", 1) is None
+    assert adapters_after(settings, tmp_path, 1) == (None, None)
     assert standing(settings, tmp_path, 1) == "base"
 
 
-def test_without_a_score_there_is_nothing_to_decide_by() -> None:
+def test_without_a_score_there_is_nothing_to_decide_by(tmp_path: Path) -> None:
     settings = recipe(evaluate={"prompts": 0})
-    assert not [s for s in pipeline.stages(settings) if s.name == "keep"]
+    assert not [label for label in labels(settings, tmp_path) if label.endswith("keep")]

@@ -9,7 +9,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from test_pipeline import adapters_of, recipe, records_of
+from test_loop import adapters_of, recipe, records_of
 
 from spar_lite.recipe import dump_recipe
 
@@ -19,7 +19,7 @@ PATIENCE = 240.0
 
 def spar_lite(said: Path, *arguments: str) -> None:
     """The command line, in a process of its own; what it says goes to a file."""
-    from spar_lite.cli import main
+    from spar_lite.app.cli import main
 
     output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)

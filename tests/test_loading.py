@@ -16,16 +16,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spar_lite.engine import Request, Sampling, strip_thinking
+from spar_lite.engines.base import Request, Sampling, strip_thinking
 from spar_lite.errors import EngineError, ModelError, TrainingError
+from spar_lite.evaluation.target import find_target
+from spar_lite.loop import execute
 from spar_lite.model import Policy, RolloutEngine
 from spar_lite.model.loading import weight_bytes
-from spar_lite.pipeline import execute
 from spar_lite.recipe import EngineSettings, Lora, Model, Training, parse_recipe
 from spar_lite.records import Message, TrainingExample
 from spar_lite.run import Run
 from spar_lite.store import Marker
-from spar_lite.target import find_target
 from spar_lite.train import train_on_examples
 from tests.scripted import Silence
 from tests.tiny import write_model

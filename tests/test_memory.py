@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from spar_lite.engine import Completion, Request, Sampling
+from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError
 from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.model.cache import SlotCache, bytes_per_position

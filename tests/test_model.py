@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from spar_lite.engine import Completion, Request, Sampling
+from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, cache_folder, locate, self_check, source
 from spar_lite.model.draw import sample

@@ -16,7 +16,7 @@ import bitsandbytes.nn.modules
 import pytest
 import torch
 
-from spar_lite.engine import Request, Sampling
+from spar_lite.engines.base import Request, Sampling
 from spar_lite.errors import ModelError
 from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.recipe import EngineSettings, Lora, Model

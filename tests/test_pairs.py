@@ -12,7 +12,6 @@ from spar_lite.pairs import (
     preference_pairs,
     refiner_examples,
 )
-from spar_lite.prompts import answer_messages, judge_messages, refine_messages
 from spar_lite.recipe import Rft
 from spar_lite.records import (
     Cost,
@@ -25,6 +24,7 @@ from spar_lite.records import (
     Tree,
     Vote,
 )
+from spar_lite.templates import answer_messages, judge_messages, refine_messages
 
 Y, N, BLUR = Vote("It is good. Final Judgement: Yes", True), Vote("no", False), Vote("hm", None)
 

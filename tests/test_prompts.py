@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from spar_lite.prompts import (
+from spar_lite.records import Message
+from spar_lite.templates import (
     JUDGE,
     REFINE,
     answer_messages,
@@ -18,8 +19,7 @@ from spar_lite.prompts import (
     refine_messages,
     refine_reply,
 )
-from spar_lite.records import Message
-from spar_lite.verdict import parse_verdict
+from spar_lite.templates.verdict import parse_verdict
 
 YES, NO, UNREADABLE = True, False, None
 

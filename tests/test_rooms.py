@@ -16,60 +16,41 @@ FLOORS = {
     "records": 0,
     "errors": 0,
     "recipe": 1,
-    "prompts": 1,
-    "verdict": 0,
+    "templates": 1,
     "constraints": 1,
     "store": 1,
-    "statistics": 1,
-    "engine": 2,
-    "decontaminate": 1,
-    "sources": 2,
-    "instructions": 2,
-    "remote": 3,
-    "evolve": 3,
+    "data": 2,
+    "engines": 2,
     "sample": 3,
     "judge": 3,
     "search": 3,
     "pairs": 3,
-    "bootstrap": 3,
     "model": 3,
     "train": 3,
-    "evaluate": 3,
-    "metrics": 3,
-    "decode": 3,
-    "bench": 4,
-    "target": 4,
-    "evaluation": 4,
-    "comparison": 4,
-    "curve": 4,
     "run": 4,
-    "pipeline": 4,
-    "report": 5,
-    "cli": 5,
-    "__main__": 5,
+    "steps": 4,
+    "data.evolve": 4,
+    "warmup": 4,
+    "evaluation": 5,
+    "loop": 6,
+    "evaluation.compare": 7,
+    "app.bench": 7,
+    "app": 8,
+    "__main__": 9,
 }
 # One-way arrows between rooms of one floor.
 ARROWS = {
-    "instructions": {"sources"},
-    "evolve": {"sample"},
     "judge": {"sample"},
     "search": {"judge", "sample"},
     "train": {"model"},
-    "bootstrap": {"sample"},
-    "decode": {"sample", "judge", "search"},
-    "evaluate": {"sample", "judge", "search", "pairs", "decode", "bootstrap"},
-    "metrics": {"judge", "evaluate"},
-    "evaluation": {"run", "target"},
-    "comparison": {"pipeline", "target"},
-    "curve": {"evaluation", "pipeline", "run", "target"},
-    "pipeline": {"evaluation", "run", "target"},
-    "cli": {"report"},
-    "__main__": {"cli"},
+    "steps": {"run"},
+    "data.evolve": {"run", "steps"},
+    "warmup": {"run", "steps"},
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
-HEAVY_ROOMS = {"model", "train", "bench"}
+HEAVY_ROOMS = {"model", "train", "app.bench"}
 # These may load what is heavy once they are asked to do something, inside a function.
-LATE = {"cli", "curve", "evaluate", "pipeline", "run", "sources", "target"}
+LATE = {"app", "data", "evaluation", "loop", "run", "steps", "warmup"}
 
 FILES = sorted(HOUSE.rglob("*.py"))
 
@@ -86,8 +67,9 @@ class Import:
 
 def room_of(module: str) -> str:
     """The room of a dotted name: "spar_lite.model.policy" is in "model"."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "__init__"
+    parts = module.split(".")[1:]
+    two = ".".join(parts[:2])
+    return two if two in FLOORS else parts[0] if parts else "__init__"
 
 
 def module_of(path: Path) -> str:
@@ -201,8 +183,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_cli_does_not_load_torch():
-    done = python("-c", "import sys, spar_lite.cli; print(*sys.modules)")
-    assert "spar_lite.cli" in done.stdout.split()
+    done = python("-c", "import sys, spar_lite.app.cli; print(*sys.modules)")
+    assert "spar_lite.app.cli" in done.stdout.split()
     assert not HEAVY & set(done.stdout.split())
 
 
@@ -210,7 +192,7 @@ def test_help_does_not_load_torch():
     done = python("-X", "importtime", "-m", "spar_lite", "--help")
     assert "Usage" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "spar_lite.cli" in loaded and not HEAVY & loaded
+    assert "spar_lite.app.cli" in loaded and not HEAVY & loaded
 
 
 def test_the_method_does_not_load_torch():

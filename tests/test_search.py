@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from spar_lite.constraints import AllLowercase, KeywordInclude, NoCommas
-from spar_lite.engine import Completion, Engine, Request, Sampling
+from spar_lite.engines.base import Completion, Engine, Request, Sampling
 from spar_lite.judge import judge_answer
 from spar_lite.pairs import preference_pairs
-from spar_lite.prompts import refine_messages
 from spar_lite.recipe import Judge, Search
 from spar_lite.records import (
     Cost,
@@ -31,6 +30,7 @@ from spar_lite.records import (
     stable_seed,
 )
 from spar_lite.search import search_tree
+from spar_lite.templates import refine_messages
 from tests.scripted import ScriptedEngine
 
 RULES = (NoCommas(), AllLowercase(), KeywordInclude("tea"))

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from spar_lite.statistics import (
+from spar_lite.evaluation.stats import (
     Interval,
     bootstrap_mean,
     clustered_mean,

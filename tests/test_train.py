@@ -13,7 +13,7 @@ import torch
 from trl.trainer import utils as trl_utils
 
 from spar_lite import train
-from spar_lite.engine import Sampling
+from spar_lite.engines.base import Sampling
 from spar_lite.errors import TrainingError
 from spar_lite.model import Policy
 from spar_lite.model.policy import ADAPTERS

@@ -1,6 +1,6 @@
 """The model room: one 4-bit base with two LoRA adapters, and the engine that generates with it.
 
-Importing this loads torch; only ``train`` and the pipeline's model stages do.
+Importing this loads torch; only ``train`` and the steps that need the model do.
 """
 
 from spar_lite.model.machine import freeze_libraries

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spar_lite.engine import CLOSE, OPEN
+from spar_lite.engines.base import CLOSE, OPEN
 from spar_lite.errors import ModelError
 from spar_lite.records import Message
 

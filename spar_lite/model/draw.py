@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spar_lite.engine import Sampling
+from spar_lite.engines.base import Sampling
 from spar_lite.errors import EngineError
 
 

@@ -23,7 +23,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from spar_lite.engine import CLOSE
+from spar_lite.engines.base import CLOSE
 from spar_lite.errors import EngineError, SparError, did_you_mean
 from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy

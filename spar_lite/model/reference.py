@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from spar_lite.engine import Sampling
+from spar_lite.engines.base import Sampling
 from spar_lite.errors import SparError
 from spar_lite.model.draw import refuse_not_finite
 from spar_lite.model.machine import give_back, is_out_of_memory

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from spar_lite.engine import OPEN, Completion, Request
+from spar_lite.engines.base import OPEN, Completion, Request
 from spar_lite.errors import EngineError, SparError
 from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out_of_memory
 from spar_lite.model.merged import copy_bytes

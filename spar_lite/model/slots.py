@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spar_lite.engine import Sampling
+from spar_lite.engines.base import Sampling
 from spar_lite.model.cache import BLOCK, SlotCache, bytes_per_position
 from spar_lite.model.draw import draw
 

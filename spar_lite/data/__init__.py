@@ -1,0 +1,1 @@
+"""Where prompts come from: composed ones, files, the Hub; evolved and decontaminated."""

@@ -1,0 +1,195 @@
+"""Plain instructions become constraint-bearing ones (paper, section 2.2 and appendix).
+
+A program adds constraints that it can check, or a model rewrites the instruction by the paper's
+kinds of constraints: a main one and one to three others. What carries constraints already is left
+alone; what is given none, because the model says None or writes nothing readable, or because none
+fits, is left out of the loop, which is about constraints.
+
+Knows the engine protocol, the template and the constraints; nothing of files or models.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from spar_lite import constraints
+from spar_lite.data.prompts import iteration_prompts
+from spar_lite.engines.base import Engine, strip_thinking
+from spar_lite.engines.remote import open_remote
+from spar_lite.errors import RecipeError
+from spar_lite.recipe import Decoding, Evolve
+from spar_lite.records import Cost, Prompt, stable_seed
+from spar_lite.run import FRESH, Summary, adapters_after
+from spar_lite.sample import complete
+from spar_lite.steps import Items, Place, Records
+from spar_lite.templates import TAXONOMY, evolve_messages, parse_evolved
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """What became of one prompt; ``id`` is the prompt's.
+
+    ``text``: the new instruction, None where there is none. ``kind``: of the main constraint asked
+    for; ``others``: of those beside it. ``replies``: all of the model's, unreadable ones included.
+    """
+
+    id: str
+    text: str | None
+    constraints: tuple[dict[str, Any], ...]
+    kind: str
+    said_none: bool
+    replies: tuple[str, ...]
+    cost: Cost
+    others: tuple[str, ...] = ()
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the model replied, and nothing of it could be used."""
+        return bool(self.replies) and self.text is None and not self.said_none
+
+    def apply(self, prompt: Prompt) -> Prompt | None:
+        """The prompt as it goes into the loop, None where it is left out.
+
+        Of an evolved one a judge must still look at the plain part.
+        """
+        if prompt.constraints:
+            return prompt
+        if self.text is None:
+            return None
+        return replace(prompt, text=self.text, constraints=self.constraints, complete=False)
+
+
+def loop_prompts(at: Place, number: int) -> Records[Prompt]:
+    """The steps that make an iteration's prompts: drawn, and evolved where the recipe says so."""
+    run, way = at.run, at.run.recipe.evolve.way
+    settings, seed = run.recipe.prompts, run.recipe.seed
+    dropped = 0
+
+    def draw() -> list[Prompt]:
+        nonlocal dropped
+        prompts, dropped = iteration_prompts(settings, seed, number)
+        return prompts
+
+    def drawn(prompts: Sequence[Prompt]) -> Summary:
+        found: Summary = {"prompts": len(prompts)}
+        return found | ({"too_close_to_benchmark": dropped} if settings.decontaminate else {})
+
+    name = "prompts" if way == "none" else "plain_prompts"
+    uses = ["seed", "prompts"]
+    plain = at.once(name, Prompt, draw, uses=uses, unit="prompts", summary=drawn)
+    if way == "none":
+        return plain
+
+    def evolutions() -> Items[Evolution]:
+        engine: Engine | None = None
+        if way == "model":
+            engine = run.engine
+        elif way == "openai":
+            engine = open_remote(run.recipe.evolve)
+        return {p.id: partial(evolve, engine, p, run.recipe.evolve, seed) for p in plain}
+
+    found = at.each(
+        "evolutions",
+        Evolution,
+        evolutions,
+        uses=["seed", "evolve"],
+        of=[plain],
+        adapters=FRESH if way == "model" else None,
+        unit="prompts",
+        summary=lambda found: {
+            "evolved": sum(e.text is not None for e in found),
+            "said_none": sum(e.said_none for e in found),
+            "unreadable": sum(e.unreadable for e in found),
+            "left_out": sum(e.apply(p) is None for p, e in zip(plain, found, strict=True)),
+        },
+    )
+
+    def apply() -> list[Prompt]:
+        evolved = found.by_id
+        prompts = [new for p in plain if (new := evolved[p.id].apply(p)) is not None]
+        kept = {p.id for p in prompts}
+        out = [evolved[p.id] for p in plain if p.id not in kept]
+        _mind_left_out(at, number, out, len(plain))
+        return prompts
+
+    return at.once("prompts", Prompt, apply, uses=[], of=[plain, found])
+
+
+def _mind_left_out(at: Place, number: int, out: list[Evolution], plain: int) -> None:
+    """Say it where most of the plain prompts are left out; stop where all are."""
+    run = at.run
+    if len(out) <= plain / 2:
+        return
+    counts = {
+        "said None": sum(e.said_none for e in out),
+        "had no readable reply": sum(e.unreadable for e in out),
+        "that no constraint fits": sum(not e.replies for e in out),
+    }
+    why = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    advice = "Raise evolve.tries, lower evolve.others or choose another model or other prompts"
+    if run.recipe.evolve.way == "constraints":
+        advice = "Allow more evolve.kinds or choose other prompts"
+    if len(out) < plain:
+        share = f"{len(out)} of {plain} prompts are left out of iteration {number}"
+        run.screen.say(f"{share}: {why}. {advice} to keep more")
+        return
+    made = adapters_after(run.recipe, run.folder, number - 1).refiner
+    keep_it = f" -o bootstrap.start_from={run.folder} there keeps what is trained." if made else ""
+    raise RecipeError(
+        f"evolve: iteration {number} wants prompts with constraints, found none of {plain}: {why}. "
+        f"The replies are in {run.folder}/iteration-{number}/evolutions.jsonl. {advice}, "
+        f"with another --run folder.{keep_it}"
+    )
+
+
+async def evolve(engine: Engine | None, prompt: Prompt, settings: Evolve, seed: int) -> Evolution:
+    """Evolve one prompt as the recipe says; ``engine`` answers as the bare base model.
+
+    Raises:
+        RecipeError: ``evolve.kinds`` names an unknown kind, or none that goes with a request.
+    """
+    if prompt.constraints:
+        return Evolution(prompt.id, None, (), "", False, (), Cost())
+    if settings.way == "constraints" or engine is None:
+        return _by_program(prompt, settings, seed)
+    kind, *others = draw_kinds(seed, prompt.id, settings.others)
+    decoding = Decoding(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
+    replies: list[str] = []
+    cost = Cost()
+    readable, text = False, None
+    for attempt in range(settings.tries):
+        id = f"{prompt.id}/evolve/{attempt}"
+        messages = evolve_messages(prompt.text, [kind, *others])
+        done = await complete(engine, "base", id, messages, decoding)
+        cost += done.cost
+        replies.append(strip_thinking(done.text))
+        readable, text = parse_evolved(replies[-1], prompt.text)
+        if readable:
+            break
+    said_none = readable and text is None
+    return Evolution(prompt.id, text, (), kind, said_none, tuple(replies), cost, tuple(others))
+
+
+def draw_kinds(seed: int, id: str, others: tuple[int, int]) -> list[str]:
+    """The kinds of the main constraint and of the others, drawn by seed and prompt id.
+
+    Length may be the main one only: the paper's prompt prefers other kinds beside it.
+    """
+    rng = random.Random(stable_seed(seed, "evolve", id))
+    main = rng.choice(list(TAXONOMY))
+    rest = [kind for kind in TAXONOMY if kind not in (main, "length")]
+    return [main, *rng.sample(rest, rng.randint(*others))]
+
+
+def _by_program(prompt: Prompt, settings: Evolve, seed: int) -> Evolution:
+    kinds = settings.kinds or tuple(constraints.KINDS)
+    try:
+        text, added = constraints.enrich(seed, prompt.id, prompt.text, kinds, settings.per_prompt)
+    except ValueError as error:
+        raise RecipeError(f"evolve.kinds: {error}") from None
+    known = tuple(rule.to_json() for rule in added)
+    return Evolution(prompt.id, text if added else None, known, "", False, (), Cost())

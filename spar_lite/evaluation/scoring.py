@@ -1,0 +1,198 @@
+"""A checkpoint's score within a run: held-out answers, their review, IFEval, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from spar_lite.data.prompts import builtin_prompts
+from spar_lite.errors import RecipeError
+from spar_lite.evaluation import (
+    HeldoutResult,
+    answer_heldout,
+    paired_difference,
+    review_heldout,
+    summarise,
+)
+from spar_lite.evaluation.runner import Job, evaluate
+from spar_lite.evaluation.target import Target
+from spar_lite.evaluation.tasks.ifeval import (
+    Ifeval,
+    IfevalPrompt,
+    check_prompts,
+    hub_ifeval,
+    read_ifeval,
+    verifiers,
+)
+from spar_lite.recipe import Recipe
+from spar_lite.records import Prompt, Response
+from spar_lite.run import ROLES, Adapters, Run, Summary, adapters_after, kept_after, standing
+from spar_lite.steps import MODEL, Items, Place
+from spar_lite.store import Marker, StageFile
+from spar_lite.templates import answer_messages
+from spar_lite.warmup import TASKS
+
+IFEVAL_FILES = "ifeval-run"
+"""Name of IFEval's files, which are not those of ``spar-lite eval ifeval``: settings may differ."""
+
+STRICT = "prompt_level_strict_acc"
+
+
+def score(run: Run, name: str, iteration: int | None) -> None:
+    """Score a checkpoint on held-out prompts: the base (None), the warm-up (0) or an iteration.
+
+    The actor answers; the refiner judges and mends some of the answers.
+    """
+    settings = run.recipe.evaluate
+    if not settings.prompts:
+        return
+    at, adapters = Place(run, name), adapters_after(run.recipe, run.folder, iteration)
+    if iteration:  # its own, whether it will be kept or not
+        adapters = Adapters(at.folder / "actor", at.folder / "refiner")
+    own = ("prompts", "review", "max_new_tokens", "reply_tokens")  # IFEval may be asked for later
+    uses = [*TASKS, *(f"evaluate.{name}" for name in own)]
+    answers = at.each(
+        "heldout_answers",
+        Response,
+        lambda: {p.id: partial(answer_heldout, run.engine, p, settings) for p in heldout(run)},
+        uses=uses,
+        of=[],
+        adapters=adapters,
+        summary=lambda found: {"answers": len(found)},
+    )
+
+    def reviews() -> Items[HeldoutResult]:
+        prompts, given = heldout(run), answers.by_id
+        logps = _base_logps(run, prompts, given)
+        return {
+            p.id: partial(
+                review_heldout,
+                run.engine,
+                p,
+                given[p.id],
+                settings,
+                n < settings.review,
+                logps.get(p.id),
+            )
+            for n, p in enumerate(prompts)
+        }
+
+    at.each(
+        "heldout",
+        HeldoutResult,
+        reviews,
+        uses=uses,
+        of=[answers],
+        adapters=adapters,
+        summary=lambda found: _scores(at, found),
+    )
+
+
+def heldout(run: Run) -> list[Prompt]:
+    """The prompts that are scored, the same for every checkpoint and every seed."""
+    recipe = run.recipe
+    return builtin_prompts(recipe.prompts, recipe.seed, "heldout", recipe.evaluate.prompts)
+
+
+def _scores(at: Place, results: Sequence[HeldoutResult]) -> Summary:
+    found = summarise(list(results), at.run.recipe.seed)
+    scores = {name: asdict(score) for name, score in found.items()}
+    at.write_metrics("heldout", scores)
+    return {"answers_that_count": scores["answers_that_count"]["value"], "scores": scores}
+
+
+def _base_logps(
+    run: Run, prompts: Sequence[Prompt], answers: Mapping[str, Response]
+) -> dict[str, float | None]:
+    """Mean log p per token of each answer under the bare base: how far the model has moved."""
+    if run.make_engine is not None:  # a scripted engine has no model
+        return {}
+    from spar_lite.train.logps import score_replies
+
+    chats = [(answer_messages(p.text), answers[p.id].text, answers[p.id].finished) for p in prompts]
+    found = score_replies(run.policy, "base", chats)
+    return {p.id: total / n if n else None for p, (total, n) in zip(prompts, found, strict=True)}
+
+
+def keep_better(run: Run, number: int) -> None:
+    """Decide whose adapters the next iteration starts from (``iterate.keep``)."""
+    recipe, at = run.recipe, Place(run, f"iteration-{number}")
+    if recipe.iterate.keep == "always" or not recipe.evaluate.prompts:
+        return
+    start = standing(recipe, run.folder, number - 1)
+
+    def decide() -> Summary:
+        before, after = (
+            StageFile(run.folder / name, "heldout", HeldoutResult).load()
+            for name in (start, at.name)
+        )
+        change = paired_difference(before, after, recipe.seed)
+        # A run that is scored only afterwards has gone on from this one already.
+        gone_on = Marker(run.folder / f"iteration-{number + 1}", "responses").read() is not None
+        worse = change.value < 0 and not gone_on
+        if worse:
+            run.screen.say(
+                f"{at.name}: answers that count changed by {100 * change.value:+.1f} points, so "
+                f"the adapters of {start} stay (iterate.keep: always goes on with the new ones)"
+            )
+        last = kept_after(recipe, run.folder, number - 1)
+        return {"kept": last if worse else number, "change": asdict(change)}
+
+    files = [run.folder / name / "heldout.jsonl" for name in (start, at.name)]
+    at.note("keep", decide, uses=["iterate"], of=files, unit="decision")
+
+
+# --- IFEval ---------------------------------------------------------------------------------------
+
+
+def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
+    """Score the base (None), the warm-up (0) or what stands after an iteration, if asked for.
+
+    Prompts, files and scores are those of ``spar-lite eval ifeval``, in RUN/eval; greedy decoding.
+    """
+    if not run.recipe.evaluate.ifeval:
+        return
+    keys = [f"evaluate.{key}" for key in ("ifeval", "ifeval_data", "ifeval_tokens")]
+    of = [adapters_after(run.recipe, run.folder, iteration)]
+    Place(run, name).note(
+        "ifeval", lambda: _ifeval(run, name, iteration), uses=[*MODEL, *keys], of=of
+    )
+
+
+def ifeval_prompts(recipe: Recipe) -> list[IfevalPrompt]:
+    """The prompts that the recipe asks for; the verifiers take every one of them.
+
+    Raises:
+        SparError: the extra, NLTK's data or the prompts are not there.
+        RecipeError: there are fewer prompts than asked for.
+    """
+    settings, utils = recipe.evaluate, verifiers()
+    path = settings.ifeval_data
+    found = read_ifeval(Path(path)) if path else hub_ifeval("evaluate.ifeval_data: FILE")
+    if len(found) < settings.ifeval:
+        raise RecipeError(f"evaluate.ifeval wants {settings.ifeval} prompts, found {len(found)}.")
+    prompts = found[: settings.ifeval]
+    check_prompts(utils, prompts)
+    return prompts
+
+
+def _ifeval(run: Run, place: str, iteration: int | None) -> Summary:
+    recipe = run.recipe
+    name = "base" if iteration is None else standing(recipe, run.folder, iteration)
+    found = adapters_after(recipe, run.folder, iteration)
+    run.use_adapters(found)
+    adapters = {role: path for role, path in zip(ROLES, found, strict=True) if path is not None}
+    target = Target(f"{run.folder} {name}", recipe, run.folder / "eval" / name, adapters)
+    job = Job(
+        target,
+        target.home,
+        run.screen,
+        lambda *_: run.engine,  # type: ignore[arg-type]
+        bar=f"{place}/ifeval",
+    )
+    plan = job.plan("greedy", 1, recipe.evaluate.ifeval_tokens)
+    card = evaluate(job, Ifeval(ifeval_prompts(recipe), plan, IFEVAL_FILES))
+    scores = card["scores"]
+    return {"checkpoint": name, STRICT: scores[STRICT]["value"], "scores": scores}

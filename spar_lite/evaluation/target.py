@@ -1,0 +1,101 @@
+"""What an evaluation is about: a run's checkpoint, an adapter's folder, or a base model.
+
+Resolves the word the user gave into recipe, adapters and a folder for results, and opens the
+engine that answers. Knows files and recipes; the model is loaded only by ``open``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spar_lite.errors import ModelError, StoreError, did_you_mean
+from spar_lite.recipe import Recipe, load_recipe, parse_recipe
+from spar_lite.records import Role, stable_seed
+from spar_lite.run import checkpoints, last_checkpoint
+
+if TYPE_CHECKING:
+    from spar_lite.model import RolloutEngine
+
+
+@dataclass(frozen=True)
+class Target:
+    """Who answers. ``home``: where results go; ``adapters``: what is loaded, none for the base."""
+
+    name: str
+    recipe: Recipe
+    home: Path
+    adapters: dict[Role, Path] = field(default_factory=dict)
+
+    def open(self, say: Callable[[str], None] = lambda _: None) -> RolloutEngine:
+        """Load the model and its adapters; ``say`` hears what the user should know.
+
+        Raises:
+            ModelError: the model cannot be loaded, or an adapter does not fit it.
+        """
+        from spar_lite.model import Policy, RolloutEngine
+
+        say(f"loading {self.recipe.model.id}")
+        policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
+        for role, folder in self.adapters.items():
+            policy.restore(role, folder)
+        recipe = self.recipe
+        return RolloutEngine(policy, recipe.engine, recipe.seed, say, recipe.model.memory_fraction)
+
+
+def find_target(what: str, checkpoint: str | None = None, overrides: Sequence[str] = ()) -> Target:
+    """Resolve a run folder, an adapter's folder, a recipe file or a model id.
+
+    ``checkpoint`` (runs only): "base", "bootstrap", "iteration-N"; the last one made if None.
+
+    Raises:
+        StoreError: the run has no such checkpoint.
+        ModelError: the folder is none of these.
+    """
+    path = Path(what).expanduser()
+    if (path / "recipe.yaml").is_file():
+        return _run_target(path, checkpoint, overrides)
+    if checkpoint is not None:
+        raise StoreError(f"--checkpoint goes with a run folder; {what} is none.")
+    if (path / "adapter_config.json").is_file():
+        return _adapter_target(path, overrides)
+    if path.suffix in (".yaml", ".yml"):
+        return Target(f"base of {what}", load_recipe(path, overrides), Path("eval") / path.stem)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{what} is no run (recipe.yaml), no adapter (adapter_config.json) and no model "
+            "(config.json)."
+        )
+    recipe = parse_recipe({"model": {"id": what}}, what, overrides)
+    return Target(what, recipe, Path("eval") / path.name.replace(":", "-"))
+
+
+def _run_target(path: Path, checkpoint: str | None, overrides: Sequence[str]) -> Target:
+    known = checkpoints(path)
+    recipe = load_recipe(path / "recipe.yaml", overrides)
+    name = checkpoint or last_checkpoint(recipe, path, list(known))
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise StoreError(f"{path} has no checkpoint {name}; it has {', '.join(known)}.{hint}")
+    return Target(f"{path} {name}", recipe, path / "eval" / name, known[name])
+
+
+def _adapter_target(path: Path, overrides: Sequence[str]) -> Target:
+    """An adapter on its own; the recipe is its run's if it lies in one, else made from PEFT's."""
+    role: Role = "refiner" if path.name == "refiner" else "actor"
+    run = path.resolve().parent.parent
+    if (run / "recipe.yaml").is_file():
+        recipe = load_recipe(run / "recipe.yaml", overrides)
+    else:
+        recipe = parse_recipe({"model": _peft_model(path)}, str(path), overrides)
+    return Target(str(path), recipe, path / "eval", {role: path})
+
+
+def _peft_model(path: Path) -> dict[str, Any]:
+    """The recipe's model section that an adapter_config.json implies."""
+    from spar_lite.model.adapters import read_adapter
+
+    found = read_adapter(path)
+    return {"id": found.pop("base"), "lora": found}

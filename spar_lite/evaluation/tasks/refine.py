@@ -1,0 +1,208 @@
+"""How good the refiner is at mending, and how good it believes to be (paper, section 3.3).
+
+The answers to mend are the bare base model's own, so that every checkpoint of a base gets the same
+ones; a program knows which fail and what is truly mended. The refiner's own votes say what it
+believes; the gap between the two is its self-flattery (the paper: 79.0 by GPT-4o, 90.5 by itself).
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import click
+
+from spar_lite import constraints
+from spar_lite.engines.base import Engine, strip_thinking
+from spar_lite.evaluation.runner import (
+    Card,
+    Job,
+    Task,
+    decoding_settings,
+    evaluate,
+    kinds_named,
+    tag,
+    texts,
+    with_job,
+)
+from spar_lite.evaluation.stats import Interval, bootstrap_mean, wilson
+from spar_lite.judge import judge_answer, program_view
+from spar_lite.pairs import similarity
+from spar_lite.recipe import Decoding, Judge
+from spar_lite.records import Cost, Prompt, Response
+from spar_lite.sample import complete
+from spar_lite.steps import collect
+from spar_lite.store import StageFile
+from spar_lite.templates import judge_reply, parse_refinement, refine_messages
+
+Critic = Literal["program", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefineResult:
+    """One failed answer and its refinement.
+
+    ``refined`` is None where no refinement came (unreadable, or the refiner saw no fault);
+    ``truly``: it meets every constraint; ``believed``: the refiner's majority says so (None: no
+    judgement); ``edit``: share of words changed, 0 to 1; ``score``: 1 if truly mended.
+    """
+
+    id: str
+    kinds: tuple[str, ...]
+    answer: str
+    noticed: bool | None
+    reply: str | None
+    refined: str | None
+    truly: bool
+    believed: bool | None
+    edit: float | None
+    score: float
+    cost: Cost
+
+
+def failed_answers(
+    prompts: Sequence[Prompt], answers: Iterable[Response]
+) -> list[tuple[Prompt, Response]]:
+    """The prompts whose answer is not empty and misses a constraint, with that answer."""
+    by_prompt = {answer.prompt_id: answer for answer in answers}
+    pairs = [(p, by_prompt[p.id]) for p in prompts if p.id in by_prompt and p.constraints]
+    return [(p, a) for p, a in pairs if a.text.strip() and program_view(p, a.text).verdict is False]
+
+
+async def mend_answer(
+    engine: Engine,
+    prompt: Prompt,
+    answer: Response,
+    judge: Judge,
+    critic: Critic,
+    reply_tokens: int,
+) -> RefineResult:
+    """One refinement, greedy, and the refiner's votes on it.
+
+    ``critic``: work from the program's critique, which measures mending alone; or from the
+    refiner's own, where its majority finds a fault, as in the loop.
+    """
+    judge = judge.model_copy(update={"mode": "llm"})
+    cost, noticed = Cost(), None
+    critique: str | None = judge_reply(program_view(prompt, answer.text).critique, False)
+    if critic == "own":
+        found = await judge_answer(engine, prompt, answer.text, f"{prompt.id}/own", judge)
+        cost, noticed = found.cost, None if found.verdict is None else not found.verdict
+        critique = found.critique if noticed else None
+    reply, refined, believed = None, None, None
+    if critique is not None:
+        greedy = Decoding(temperature=0.0, max_new_tokens=reply_tokens)
+        messages = refine_messages(prompt.text, answer.text, critique)
+        done = await complete(engine, "refiner", f"{prompt.id}/refine", messages, greedy)
+        cost, reply = cost + done.cost, strip_thinking(done.text)
+        refined = parse_refinement(reply)
+    if refined is not None:
+        after = await judge_answer(engine, prompt, refined, f"{prompt.id}/after", judge)
+        cost, believed = cost + after.cost, after.verdict
+    truly = refined is not None and program_view(prompt, refined).verdict is True
+    return RefineResult(
+        id=prompt.id,
+        kinds=tuple(constraints.from_json(data).kind for data in prompt.constraints),
+        answer=answer.text,
+        noticed=noticed,
+        reply=reply,
+        refined=refined,
+        truly=truly,
+        believed=believed,
+        edit=None if refined is None else edit_share(answer.text, refined),
+        score=float(truly),
+        cost=cost,
+    )
+
+
+def edit_share(old: str, new: str) -> float:
+    """Share of words that differ: 1 minus the similarity."""
+    return 1 - similarity(old, new)
+
+
+def refine_scores(results: Sequence[RefineResult], seed: int = 0) -> dict[str, Interval]:
+    """The scores of one refiner, over all failed answers.
+
+    truly_mended and believed_mended: shares of all failed answers; flattery: believed minus true,
+    paired over the same answers; edit: mean share of words changed, of those mended truly.
+    """
+    n = len(results)
+    believed = [r.believed is True for r in results]
+    scores = {
+        "truly_mended": wilson(sum(r.truly for r in results), n),
+        "believed_mended": wilson(sum(believed), n),
+        "flattery": bootstrap_mean(
+            [float(b) - float(r.truly) for b, r in zip(believed, results, strict=True)], seed
+        ),
+        "readable": wilson(sum(r.refined is not None for r in results), n),
+        "edit_share": bootstrap_mean([r.edit for r in results if r.edit is not None], seed),
+        "edit_share_mended": bootstrap_mean(
+            [r.edit for r in results if r.edit is not None and r.truly], seed
+        ),
+    }
+    noticed = [r.noticed for r in results if r.noticed is not None]
+    if noticed:
+        scores["noticed"] = wilson(sum(noticed), len(noticed))
+    for kind in sorted({kind for r in results for kind in r.kinds}):
+        own = [r.truly for r in results if kind in r.kinds]
+        scores[f"truly_mended/{kind}"] = wilson(sum(own), len(own))
+    return scores
+
+
+class Refining(Task[RefineResult]):
+    """The refiner mends the bare base's failed answers and says what it believes."""
+
+    name = "refine"
+    kind = RefineResult
+
+    def __init__(
+        self, count: int, kinds: Sequence[str], critic: Critic, tokens: int, reply_tokens: int
+    ) -> None:
+        self.count, self.kinds, self.critic = count, kinds, critic
+        self.tokens, self.reply_tokens = tokens, reply_tokens
+        self.file = f"refine-{critic}{tag(kinds)}"
+
+    def settings(self, job: Job) -> dict[str, Any]:
+        judge = job.target.recipe.judge
+        return {
+            "prompts": self.count,
+            "kinds": list(self.kinds or job.target.recipe.prompts.kinds),
+            "texts": texts(job.prompts(self.count, self.kinds)),
+            "critic": self.critic,
+            "answer_tokens": self.tokens,
+            "reply_tokens": self.reply_tokens,
+            "judge": decoding_settings(judge),
+            "votes": judge.votes,
+        }
+
+    def results(self, job: Job, file: StageFile[RefineResult]) -> list[RefineResult]:
+        prompts, judge = job.prompts(self.count, self.kinds), job.target.recipe.judge
+        answers = job.base_answers(self.count, self.kinds, self.tokens)
+        items = [
+            (p.id, partial(mend_answer, job.engine, p, a, judge, self.critic, self.reply_tokens))
+            for p, a in failed_answers(prompts, answers)
+        ]
+        return collect(job.screen, "refinements", file, items, "answers")
+
+    def scores(self, results: Sequence[RefineResult], seed: int) -> dict[str, Interval]:
+        return refine_scores(results, seed)
+
+
+@click.command("refine")
+@click.option("--count", default=200, show_default=True, help="Prompts; failed answers are used.")
+@click.option("--kinds", default="", help="Constraint kinds, with commas [the recipe's].")
+@click.option(
+    "--critic",
+    type=click.Choice(("program", "own")),
+    default="program",
+    help="Whose critique is worked from [program].",
+)
+@with_job
+def command(job: Job, count: int, kinds: str, critic: Critic) -> Card:
+    """Failed answers truly mended, and believed mended; the gap is self-flattery."""
+    settings, chosen = job.target.recipe.evaluate, kinds_named(kinds)
+    tokens = (settings.max_new_tokens, settings.reply_tokens)
+    return evaluate(job, Refining(count, chosen, critic, *tokens))

@@ -1,0 +1,251 @@
+"""SPaR's loop in the paper's order (arXiv 2412.11605, section 2.3): one resumable step a line.
+
+A step makes its records, or finds them made: stop a run anywhere, and the same command goes on.
+What is done for one prompt stands in the file of that name: ``sample``, ``judge``, ``search``,
+``pairs``. What all steps have in common is in ``run``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spar_lite.data.evolve import loop_prompts
+from spar_lite.evaluation.audit import audit_summary, iteration_metrics
+from spar_lite.evaluation.scoring import ifeval_prompts, keep_better, score, score_ifeval
+from spar_lite.judge import judge_answer
+from spar_lite.pairs import (
+    choose_negatives,
+    passed_answers,
+    preference_pairs,
+    refiner_examples,
+)
+from spar_lite.recipe import Recipe
+from spar_lite.records import (
+    Judgement,
+    PreferencePair,
+    Prompt,
+    Response,
+    TrainingExample,
+    Tree,
+    stable_seed,
+)
+from spar_lite.run import Adapters, Run, Screen, Summary, adapters_after
+from spar_lite.sample import sample_answer
+from spar_lite.search import search_tree
+from spar_lite.steps import Place, Records, step_counter, training_summary
+from spar_lite.warmup import fit, kinds, warm_up
+
+
+def spar(run: Run) -> None:
+    """The whole run: the base's score, the warm-up, the iterations; each checkpoint is scored."""
+    score(run, "base", None)
+    score_ifeval(run, "base", None)
+    if run.recipe.bootstrap.source != "none" or run.recipe.bootstrap.start_from:
+        warm_up(run)
+        score(run, "bootstrap", 0)
+        score_ifeval(run, "bootstrap", 0)
+    for number in range(1, run.recipe.iterations + 1):
+        learn(run, number, play(run, number))
+        score(run, f"iteration-{number}", number)
+        keep_better(run, number)
+    if last := run.recipe.iterations:
+        score_ifeval(run, f"iteration-{last}", last)
+
+
+def execute(run: Run) -> dict[str, Summary]:
+    """Do what is left of a run; return every step's summary by label.
+
+    Raises:
+        StoreError: the folder holds steps that were made with other recipe values.
+        SparError: IFEval is asked for, and its verifiers or prompts are not there.
+    """
+    if any(label.endswith("/ifeval") for label in run.unfinished(spar)):
+        ifeval_prompts(run.recipe)  # what is missing is said before the first step
+    run.work(spar)
+    return summaries(run.recipe, run.folder)
+
+
+def summaries(recipe: Recipe, folder: Path) -> dict[str, Summary]:
+    """What every finished step of a run noted when it ended, by label, in order."""
+    return Run(recipe, folder, Screen()).summaries(spar)
+
+
+class Data(NamedTuple):
+    """What an iteration's self-play leaves to learn from."""
+
+    prompts: Records[Prompt]
+    responses: Records[Response]
+    judgements: Records[Judgement]
+    trees: Records[Tree]
+    pairs: Records[PreferencePair]
+    examples: Records[TrainingExample]
+
+
+def play(run: Run, number: int) -> Data:
+    """Self-play: actor and refiner, as they are, make the data by which both become better."""
+    recipe, at = run.recipe, Place(run, f"iteration-{number}")
+    start = adapters_after(recipe, run.folder, number - 1)
+    seed = stable_seed(recipe.seed, at.name)
+    prompts = loop_prompts(at, number)
+
+    # 1. The actor answers every prompt K times (2.3.1).
+    responses = at.each(
+        "responses",
+        Response,
+        lambda: {
+            f"{p.id}/{k}": partial(sample_answer, run.engine, p, f"{p.id}/{k}", recipe.sample)
+            for p in prompts
+            for k in range(recipe.sample.k)
+        },
+        uses=["sample", *(["iterate"] if number > 1 else [])],
+        of=[prompts],
+        adapters=start,
+        summary=partial(_answered, run),
+    )
+    # 2. The refiner judges every answer by N votes (2.3.1, 2.4).
+    judgements = at.each(
+        "judgements",
+        Judgement,
+        lambda: {
+            r.id: partial(
+                judge_answer, run.engine, prompts.by_id[r.prompt_id], r.text, r.id, recipe.judge
+            )
+            for r in responses
+        },
+        uses=["judge"],
+        of=[prompts, responses],
+        adapters=start,
+        summary=_judged,
+    )
+    # 3. Of every prompt one failed answer becomes the root of a search for its refinement (2.3.2).
+    trees = at.each(
+        "trees",
+        Tree,
+        lambda: {
+            p.id: partial(
+                search_tree,
+                run.engine,
+                p,
+                failed,
+                judgements.by_id[failed.id],
+                recipe.search,
+                recipe.judge,
+            )
+            for p, failed in choose_negatives(prompts, responses, judgements.by_id, seed)
+        },
+        uses=["judge", "search"],
+        of=[prompts, responses, judgements],
+        adapters=start,
+        unit="trees",
+        summary=_searched,
+    )
+    found: list[Records[Any]] = [prompts, responses, judgements, trees]
+    # 4. An accepted refinement is preferred to the answer it was made from (2.3.3).
+    pairs = at.once(
+        "pairs",
+        PreferencePair,
+        lambda: preference_pairs(prompts.by_id, responses.by_id, trees),
+        uses=[],
+        of=found,
+        summary=_paired,
+    )
+    at.note("audit", lambda: _audit(at), uses=[], of=[*found, pairs], unit="report")
+    # 5. What taught the tree teaches the refiner: refinements, and critiques that were contested.
+    examples = at.once(
+        "refiner_examples",
+        TrainingExample,
+        lambda: refiner_examples(
+            prompts.by_id, responses, judgements.by_id, trees, recipe.rft, seed
+        ),
+        uses=["rft"],
+        of=found,
+        summary=kinds,
+    )
+    return Data(prompts, responses, judgements, trees, pairs, examples)
+
+
+def learn(run: Run, number: int, data: Data) -> None:
+    """6. DPO for the actor, supervised fine-tuning for the refiner (2.3.3, 2.3.4)."""
+    recipe, at = run.recipe, Place(run, f"iteration-{number}")
+    start = adapters_after(recipe, run.folder, number - 1)
+    actor = at.train(
+        "actor",
+        lambda: _train_actor(at, data),
+        uses=["dpo"],
+        of=[data.pairs, *(data[:3] if recipe.dpo.passed else [])],
+        adapters=start,
+    )
+    at.train(
+        "refiner",
+        lambda: fit(at, "refiner", [list(data.examples)], recipe.rft),
+        uses=["rft"],
+        of=[data.examples],
+        adapters=Adapters(actor, start.refiner),
+    )
+
+
+def _train_actor(at: Place, data: Data) -> Summary:
+    from spar_lite.train import train_actor
+
+    run, settings = at.run, at.run.recipe.dpo
+    pairs = [pair for pair in data.pairs if settings.interfering or not pair.interferes]
+    seed = stable_seed(run.recipe.seed, at.name, "dpo")
+    prompts, judged = data.prompts.by_id, data.judgements.by_id
+    passed = passed_answers(prompts, data.responses, judged, settings.passed, seed)
+    step = step_counter(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
+    if not pairs:
+        run.screen.say("no preference pairs: the actor stays as it is")
+        return {"examples": 0}
+    done = train_actor(run.policy, pairs, settings, seed, step, passed)
+    return {"passed": len(passed)} | training_summary(done)
+
+
+# --- What is said of a step when it ends ----------------------------------------------------------
+
+
+def _answered(run: Run, responses: Sequence[Response]) -> Summary:
+    blank = sum(not r.text.strip() for r in responses)
+    if blank > len(responses) / 2:
+        run.screen.say(
+            f"{blank} of {len(responses)} answers are blank. Does the model think, and is cut off? "
+            "Raise sample.max_new_tokens, or set model.chat_template.enable_thinking=false"
+        )
+    cut_off = sum(not r.finished for r in responses)
+    return {"answers": len(responses), "cut_off": cut_off, "blank": blank}
+
+
+def _judged(judgements: Sequence[Judgement]) -> Summary:
+    verdicts = Counter(j.verdict for j in judgements)
+    return {
+        "passed": verdicts[True],
+        "failed": verdicts[False],
+        "without_judgement": verdicts[None],
+    }
+
+
+def _searched(trees: Sequence[Tree]) -> Summary:
+    return {
+        "trees": len(trees),
+        "solved": sum(t.accepted is not None for t in trees),
+        "nodes": sum(len(t.nodes) - 1 for t in trees),
+        "deepest": max((t.depth for t in trees), default=0),
+    }
+
+
+def _paired(pairs: Sequence[PreferencePair]) -> Summary:
+    counts = Counter(name for pair in pairs for name in pair.interferes)
+    return {
+        "pairs": len(pairs),
+        "interfering": sum(bool(pair.interferes) for pair in pairs),
+        "interference": dict(sorted(counts.items())),
+    }
+
+
+def _audit(at: Place) -> Summary:
+    found = iteration_metrics(at.folder)
+    at.write_metrics("loop", found)
+    return audit_summary(found)

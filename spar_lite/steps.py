@@ -1,0 +1,329 @@
+"""A step: a line of a loop that survives a kill.
+
+A step makes its records, or finds them made: ``Place.each`` one at a time, resumed by id,
+``Place.once`` all together, ``Place.train`` an adapter, ``Place.note`` a summary alone. When it is
+finished, it notes the values of the recipe's keys that it uses and a digest of everything that it
+was made from. One rule for staleness: where either differs today, that is an error which says what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from spar_lite.errors import RecipeError, StoreError
+from spar_lite.recipe import Recipe, Training, parse_recipe, recipe_slice
+from spar_lite.records import Role
+from spar_lite.run import Adapters, Run, Screen, Step, Summary
+from spar_lite.store import Marker, StageFile, json_text, read_lines, write_text
+
+if TYPE_CHECKING:
+    from spar_lite.train import TrainingReport
+
+T = TypeVar("T")
+
+Items = Mapping[str, Callable[[], Awaitable[T]]]
+"""A coroutine function for each record's id, in the order of the finished file."""
+
+MODEL = (
+    "seed", "model.id", "model.quantization", "model.lora", "model.trust_remote_code",
+    "model.chat_template",
+)  # fmt: skip
+"""Recipe keys that decide what the model answers; device and threads may change on the way."""
+
+
+class Records(Sequence[T], Generic[T]):
+    """A finished step's records, read from their file when somebody looks at them."""
+
+    def __init__(self, file: StageFile[T]) -> None:
+        self.path = file.path
+        self._file = file
+
+    @cached_property
+    def _list(self) -> list[T]:
+        return self._file.load()
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._list)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._list[place]
+
+    @cached_property
+    def by_id(self) -> dict[str, T]:
+        """The records by their ids."""
+        return {record.id: record for record in self}  # type: ignore[attr-defined]
+
+
+Input = Records[Any] | Adapters | Path
+"""What a step is made from: an earlier step's records, adapters, or a file."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of a run, and the steps that write there."""
+
+    run: Run
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / self.name
+
+    def each(
+        self,
+        name: str,
+        kind: type[T],
+        items: Callable[[], Items[T]],
+        *,
+        uses: Sequence[str],
+        of: Sequence[Input],
+        adapters: Adapters | None = None,
+        unit: str = "answers",
+        summary: Callable[[Records[T]], Summary] = lambda _: {},
+    ) -> Records[T]:
+        """Make one record per item, all in flight at once; keep each as it comes, resume by id.
+
+        ``uses``: the recipe's sections or keys that it depends on; ``of``: what it is made from.
+        ``adapters``: those that answer, and so part of both, or None where no model does.
+        """
+        file = StageFile(self.folder, name, kind)
+        records = Records(file)
+
+        def work() -> Summary:
+            if adapters is not None:
+                self.run.use_adapters(adapters)
+            collect(self.run.screen, f"{self.name}/{name}", file, list(items().items()), unit)
+            return summary(records)
+
+        keys = (*MODEL, *uses) if adapters is not None else uses
+        self._step(name, keys, [*of, *([adapters] if adapters else [])], work)
+        return records
+
+    def once(
+        self,
+        name: str,
+        kind: type[T],
+        make: Callable[[], Iterable[T]],
+        *,
+        uses: Sequence[str],
+        of: Sequence[Input] = (),
+        unit: str = "",
+        summary: Callable[[Records[T]], Summary] | None = None,
+    ) -> Records[T]:
+        """Make all records together."""
+        file = StageFile(self.folder, name, kind)
+        records = Records(file)
+
+        def work() -> Summary:
+            made = list(make())
+            self.run.screen.start(f"{self.name}/{name}", len(made), unit or name)
+            file.finish(made)
+            return {unit or name: len(made)} if summary is None else summary(records)
+
+        self._step(name, uses, of, work)
+        return records
+
+    def note(
+        self,
+        name: str,
+        work: Callable[[], Summary],
+        *,
+        uses: Sequence[str],
+        of: Sequence[Input] = (),
+        unit: str = "",
+    ) -> None:
+        """Do something whose summary is all that stays; without a unit it shows its progress."""
+
+        def begin() -> Summary:
+            if unit:
+                self.run.screen.start(f"{self.name}/{name}", 1, unit)
+            return work()
+
+        self._step(name, uses, of, begin)
+
+    def train(
+        self,
+        role: Role,
+        learn: Callable[[], Summary],
+        *,
+        uses: Sequence[str],
+        of: Sequence[Input],
+        adapters: Adapters,
+    ) -> Path:
+        """Train one adapter from a checkpoint's, save it, and note both adapters' fingerprints."""
+
+        def work() -> Summary:
+            run, folder = self.run, self.folder / role
+            run.use_adapters(adapters)
+            summary = learn()
+            run.policy.save(role, folder)
+            run._loaded[role] = folder
+            both: tuple[Role, ...] = ("actor", "refiner")
+            return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in both}}
+
+        self._step(role, (*MODEL, *uses), [*of, adapters], work)
+        return self.folder / role
+
+    def write_metrics(self, kind: str, found: Mapping[str, Any]) -> None:
+        """Put one line of this kind into the folder's metrics.jsonl, in place of an older one."""
+        path = self.folder / "metrics.jsonl"
+        others = [line for line in read_lines(path) if line.get("kind") != kind]
+        lines = [*others, {"checkpoint": self.name, "kind": kind, **found}]
+        write_text(path, "".join(json_text(line) + "\n" for line in lines))
+
+    # --- What all steps have in common ------------------------------------------------------------
+
+    def _step(
+        self, name: str, keys: Sequence[str], of: Sequence[Input], work: Callable[[], Summary]
+    ) -> None:
+        """Find a step finished, and check that it still is, or do it and mark it, last of all."""
+        run, label, marker = self.run, f"{self.name}/{name}", Marker(self.folder, name)
+        found = marker.read()
+        if found is not None and not run.lenient:
+            _check(run, label, found, keys, of)
+        if run.listing is not None:
+            run.listing.append(Step(label, found is not None))
+        if found is not None or run.listing is not None:
+            return
+        begin = time.perf_counter()
+        run.take_usage()
+        run.ledger(stage=label, event="start")
+        summary = work()
+        cost: Summary = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
+        cost |= run.costs_of_machine()
+        made = {"recipe": recipe_slice(run.recipe, keys), "of": _digests(run.folder, of)}
+        marker.write({**made, **summary, **cost})
+        run.ledger(stage=label, event="done", **summary, **cost)
+        run.screen.end(describe(summary))
+
+
+def _check(run: Run, label: str, found: Summary, keys: Sequence[str], of: Sequence[Input]) -> None:
+    """Refuse a step that was made with other recipe values or from other files."""
+    now, then = recipe_slice(run.recipe, keys), found["recipe"]
+    # A key that only one of them has came or went with a version; it is nobody's change of mind.
+    for key in sorted(set(now) & set(then)):
+        if now[key] != then[key] and now[key] != _as_read_today(run.recipe, key, then[key]):
+            raise StoreError(
+                f"{run.folder}: {label} was finished with {key}: {then[key]!r}, the "
+                f"recipe now says {now[key]!r}. To go on with this run: "
+                f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder."
+            )
+    for name, digest in _digests(run.folder, of).items():
+        if digest and found.get("of", {}).get(name, digest) != digest:
+            raise StoreError(
+                f"{run.folder}: {name} has changed since {label} was made from it. Put the old "
+                f"file back, or remove {label}.* and all that comes after it to make them again."
+            )
+
+
+def _digests(folder: Path, of: Sequence[Input]) -> dict[str, str | None]:
+    """SHA-256 of each input's file by its name in the run; None where there is no such file yet."""
+    paths: list[Path] = []
+    for source in of:
+        if isinstance(source, Adapters):
+            paths += [path / "adapter_model.safetensors" for path in source if path]
+        else:
+            paths.append(source.path if isinstance(source, Records) else source)
+    inside = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
+    return {str(name): _digest(path) for name, path in zip(inside, paths, strict=True)}
+
+
+def _digest(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _as_read_today(recipe: Recipe, key: str, value: Any) -> Any:
+    """What a value that an earlier version wrote down means now; itself if it means nothing."""
+    try:
+        read = parse_recipe(
+            recipe.model_dump(mode="json", by_alias=True), overrides=[f"{key}={json.dumps(value)}"]
+        )
+    except RecipeError:
+        return value
+    return recipe_slice(read, (key,))[key]
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if value is True else str(value)
+
+
+def describe(summary: Summary) -> str:
+    """A summary in a few words, for the screen."""
+    words = []
+    for key, value in summary.items():
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            number = f"{value:.3g}" if isinstance(value, float) else str(value)
+            words.append(f"{number} {key.replace('_', ' ')}")
+    return ", ".join(words)
+
+
+def collect(
+    screen: Screen,
+    name: str,
+    file: StageFile[T],
+    items: Sequence[tuple[str, Callable[[], Awaitable[T]]]],
+    unit: str,
+) -> list[T]:
+    """Make one record per item, all in flight at once; keep each as it comes; resume by id.
+
+    ``items`` are (id, coroutine function) in the order that the finished file will have.
+    """
+    done = file.resume()
+    screen.start(name, len(items), unit)
+    screen.advance(sum(id in done for id, _ in items))
+
+    async def work(id: str, make: Callable[[], Awaitable[T]]) -> None:
+        record = await make()
+        file.append(record)
+        done[id] = record
+        screen.advance(1)
+
+    async def everything() -> None:
+        await asyncio.gather(*(work(id, make) for id, make in items if id not in done))
+
+    asyncio.run(everything())
+    records = [done[id] for id, _ in items]
+    file.finish(records)
+    return records
+
+
+def training_summary(report: TrainingReport) -> Summary:
+    """A training report without its seconds, which the step measures itself."""
+    return {k: v for k, v in asdict(report).items() if k != "seconds"}
+
+
+def step_counter(
+    screen: Screen, label: str, parts: Sequence[int], settings: Training
+) -> Callable[[int, int, int], None]:
+    """Turn a trainer's (step, its steps in all, tokens so far) into one bar for all its parts.
+
+    ``parts``: examples of each. A part whose steps begin anew goes on where the last one ended;
+    where examples are dropped as too long, the bar ends early.
+    """
+    steps = sum(settings.epochs * math.ceil(size / settings.batch_size) for size in parts)
+    screen.start(label, steps, "steps")
+    seen = {"step": 0, "tokens": 0}
+
+    def count(step: int, total: int, tokens: int) -> None:
+        if step <= seen["step"]:
+            seen.update(step=0, tokens=0)
+        screen.advance(step - seen["step"])
+        screen.tokens(tokens - seen["tokens"])
+        seen.update(step=step, tokens=tokens)
+
+    return count
