@@ -1,9 +1,11 @@
 """What the constraints promise, on hand-written answers and on many sampled ones."""
 
 import importlib
+import json
 import random
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,8 @@ ANSWERS = [
     "{",
     "Well",
 ]
+
+GOLDEN = Path(__file__).parent / "golden" / "constraint_words.txt"
 
 
 def samples(kind: str, count: int = 60) -> list[Constraint]:
@@ -602,3 +606,29 @@ def test_sentences_as_ifeval_counts_them(ifeval: Any, monkeypatch: pytest.Monkey
         for wanted in (count, count + 1):
             kwargs = {"num_sentences": wanted, "relation": "at least"}
             assert follows(ifeval, "NumberOfSentences", text, **kwargs) is (wanted == count), text
+
+
+def words_of_all_kinds() -> Iterator[str]:
+    """What each kind says, of three instances, and what it claims."""
+    for kind in sorted(KINDS):
+        drawn = (KINDS[kind].sample(random.Random(seed)) for seed in range(40))
+        for rule in list(dict.fromkeys(drawn))[:3]:
+            yield f"## {json.dumps(rule.to_json(), ensure_ascii=False)}"
+            marks = {
+                "; capitals count": rule.case_bound,
+                "; alone": rule.standalone,
+                "; roomy": rule.roomy,
+            }
+            more = "".join(mark for mark, holds in marks.items() if holds)
+            claims = ", ".join(sorted(rule.claims))
+            yield f"{rule.label()} [{claims}; least words {rule.least_words()}{more}]"
+            yield from rule.phrasings()
+
+
+def test_the_words_of_every_kind_are_those_written_down() -> None:
+    """If they are meant to change: python -m tests.test_constraints, and read the difference."""
+    assert GOLDEN.read_text().splitlines() == list(words_of_all_kinds())
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text("\n".join(words_of_all_kinds()) + "\n")

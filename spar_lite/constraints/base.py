@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from spar_lite.errors import did_you_mean
 
-from .text import clean, words
+from .text import clean, number, words
 from .values import VALUES, Values
 
 KINDS: dict[str, type["Constraint"]] = {}
@@ -80,8 +80,14 @@ class Requirement(ABC):
 
 @dataclass(frozen=True)
 class Constraint(Requirement):
-    """A requirement that an instruction asks for in words."""
+    """A requirement that an instruction asks for in words.
 
+    The words are templates over the fields: "{phrase}", or "{count:item}" for "3 items".
+    """
+
+    # Three or more instruction sentences that ask for it, and what critiques call it.
+    asked: ClassVar[tuple[str, ...]]
+    named: ClassVar[str]
     # The required text counts only as it is written, capitals included.
     case_bound: ClassVar[bool] = False
     # The phrasing is the whole task: no topic, no second constraint.
@@ -94,14 +100,21 @@ class Constraint(Requirement):
         if "kind" in cls.__dict__:
             KINDS[cls.kind] = cls
 
-    @abstractmethod
-    def phrasings(self) -> tuple[str, ...]:
-        """Three or more instruction sentences that ask for it."""
+    def __post_init__(self) -> None:
+        count = getattr(self, "count", 1)
+        require(count >= 1, f"{self.kind}: count must be at least 1, found {count}")
 
     @classmethod
-    @abstractmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "Constraint":
         """A random instance fit for an answer of one to three sentences."""
+        return cls()
+
+    def phrasings(self) -> tuple[str, ...]:
+        """The sentences that ask for it."""
+        return tuple(sentence.format_map(_Fields(self)) for sentence in self.asked)
+
+    def label(self) -> str:
+        return self.named.format_map(_Fields(self))
 
     def required_text(self) -> str:
         """Text that every passing answer contains ("" if none)."""
@@ -119,6 +132,24 @@ class Constraint(Requirement):
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         return {"kind": self.kind, **plain}
+
+
+class _Fields(dict[str, object]):
+    """An instance's values for its templates."""
+
+    def __init__(self, rule: Constraint) -> None:
+        self.rule = rule
+
+    def __missing__(self, name: str) -> object:
+        value = getattr(self.rule, name)
+        return _Count(value) if isinstance(value, int) else value
+
+
+class _Count(int):
+    """A number that is written with its noun: "{count:item}" is "1 item" or "3 items"."""
+
+    def __format__(self, noun: str) -> str:
+        return number(self, noun) if noun else str(int(self))
 
 
 def require(fine: bool, message: str) -> None:

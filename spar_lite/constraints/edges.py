@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Constraint, require
 from .text import WORD, capitalised, closed, head, quote, squeeze, tail, toss, words
@@ -79,23 +78,19 @@ class StartsWith(Constraint):
     """The answer begins with exactly this phrase."""
 
     phrase: str
-    kind: ClassVar[str] = "starts_with"
-    claims: ClassVar[frozenset[str]] = frozenset({"start"})
-    case_bound: ClassVar[bool] = True
+    kind = "starts_with"
+    claims = frozenset({"start"})
+    case_bound = True
+    named = 'Begins with "{phrase}"'
+    asked = (
+        'Begin your answer with "{phrase}".',
+        'Start your answer with the words "{phrase}".',
+        'The first words of your answer must be "{phrase}".',
+        'Open with "{phrase}".',
+    )
 
     def __post_init__(self) -> None:
         require_phrase(self.kind, "phrase", self.phrase)
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'Begin your answer with "{self.phrase}".',
-            f'Start your answer with the words "{self.phrase}".',
-            f'The first words of your answer must be "{self.phrase}".',
-            f'Open with "{self.phrase}".',
-        )
-
-    def label(self) -> str:
-        return f'Begins with "{self.phrase}"'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "StartsWith":
@@ -145,24 +140,20 @@ class EndsWith(Constraint):
     """The answer ends with exactly this phrase; one final mark may follow a bare phrase."""
 
     phrase: str
-    kind: ClassVar[str] = "ends_with"
-    claims: ClassVar[frozenset[str]] = frozenset({"end"})
-    case_bound: ClassVar[bool] = True
-    roomy: ClassVar[bool] = True
+    kind = "ends_with"
+    claims = frozenset({"end"})
+    case_bound = True
+    roomy = True
+    named = 'Ends with "{phrase}"'
+    asked = (
+        'End your answer with "{phrase}".',
+        'Finish with the words "{phrase}".',
+        'The last words of your answer must be "{phrase}".',
+        'Close your answer with "{phrase}".',
+    )
 
     def __post_init__(self) -> None:
         require_phrase(self.kind, "phrase", self.phrase)
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'End your answer with "{self.phrase}".',
-            f'Finish with the words "{self.phrase}".',
-            f'The last words of your answer must be "{self.phrase}".',
-            f'Close your answer with "{self.phrase}".',
-        )
-
-    def label(self) -> str:
-        return f'Ends with "{self.phrase}"'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "EndsWith":
@@ -203,26 +194,22 @@ class StoryBookends(Constraint):
 
     first: str
     last: str
-    kind: ClassVar[str] = "story_bookends"
-    claims: ClassVar[frozenset[str]] = frozenset({"start", "end", "layout"})
-    case_bound: ClassVar[bool] = True
-    roomy: ClassVar[bool] = True
+    kind = "story_bookends"
+    claims = frozenset({"start", "end", "layout"})
+    case_bound = True
+    roomy = True
+    named = 'Begins with "{first}" and ends with "{last}"'
+    asked = (
+        'Start the story with "{first}" and end it with "{last}"',
+        'The first sentence must be "{first}" and the last must be "{last}"',
+        'Begin with the sentence "{first}" and finish with "{last}"',
+    )
 
     def __post_init__(self) -> None:
         for name in ("first", "last"):
             require_phrase(self.kind, name, getattr(self, name))
             fine = getattr(self, name).endswith(tuple(_FINAL_MARKS))
             require(fine, f"{self.kind}: {name} must end with . ! or ?")
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'Start the story with "{self.first}" and end it with "{self.last}"',
-            f'The first sentence must be "{self.first}" and the last must be "{self.last}"',
-            f'Begin with the sentence "{self.first}" and finish with "{self.last}"',
-        )
-
-    def label(self) -> str:
-        return f'Begins with "{self.first}" and ends with "{self.last}"'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "StoryBookends":

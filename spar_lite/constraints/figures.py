@@ -7,9 +7,8 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
-from .base import Constraint, require
+from .base import Constraint
 from .text import (
     FILLERS,
     WORD,
@@ -36,22 +35,14 @@ _STARS = "******"
 class NoDigits(Constraint):
     """No digit anywhere."""
 
-    kind: ClassVar[str] = "no_digits"
-    claims: ClassVar[frozenset[str]] = frozenset({"digits"})
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Do not use any digits.",
-            "Your answer must not contain digits.",
-            "Write without a single digit.",
-        )
-
-    def label(self) -> str:
-        return "Has no digits"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "NoDigits":
-        return cls()
+    kind = "no_digits"
+    claims = frozenset({"digits"})
+    named = "Has no digits"
+    asked = (
+        "Do not use any digits.",
+        "Your answer must not contain digits.",
+        "Write without a single digit.",
+    )
 
     def _passes(self, text: str) -> bool:
         return not any(character.isdigit() for character in text)
@@ -72,22 +63,14 @@ class NoDigits(Constraint):
 class HasNumber(Constraint):
     """At least one number in digits."""
 
-    kind: ClassVar[str] = "has_number"
-    claims: ClassVar[frozenset[str]] = frozenset({"digits"})
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Use at least one number, written in digits.",
-            "Your answer must contain a number in digits, such as 7.",
-            "Include a number such as 12, in digits.",
-        )
-
-    def label(self) -> str:
-        return "Has a number in digits"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "HasNumber":
-        return cls()
+    kind = "has_number"
+    claims = frozenset({"digits"})
+    named = "Has a number in digits"
+    asked = (
+        "Use at least one number, written in digits.",
+        "Your answer must contain a number in digits, such as 7.",
+        "Include a number such as 12, in digits.",
+    )
 
     def _passes(self, text: str) -> bool:
         return bool(_NUMBER.search(text))
@@ -108,22 +91,15 @@ class NumberedList(Constraint):
     """Exactly `count` lines that begin with a number and a dot; other lines are allowed."""
 
     count: int
-    kind: ClassVar[str] = "numbered_list"
-    claims: ClassVar[frozenset[str]] = frozenset({"start", "layout", "digits"})
-    roomy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'Answer as a numbered list of exactly {number(self.count, "item")}, like "1. ".',
-            f'Write exactly {number(self.count, "numbered line")}, beginning with "1. ".',
-            f'Use a list of {number(self.count, "item")}, numbered "1. " and so on.',
-        )
-
-    def label(self) -> str:
-        return f"Has exactly {number(self.count, 'numbered item')}"
+    kind = "numbered_list"
+    claims = frozenset({"start", "layout", "digits"})
+    roomy = True
+    named = "Has exactly {count:numbered item}"
+    asked = (
+        'Answer as a numbered list of exactly {count:item}, like "1. ".',
+        'Write exactly {count:numbered line}, beginning with "1. ".',
+        'Use a list of {count:item}, numbered "1. " and so on.',
+    )
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "NumberedList":
@@ -167,24 +143,16 @@ def _numbered(items: list[str]) -> str:
 class Postscript(Constraint):
     """A line at the end that begins with "P.S."."""
 
-    kind: ClassVar[str] = "postscript"
-    claims: ClassVar[frozenset[str]] = frozenset({"end"})
-    case_bound: ClassVar[bool] = True
-    roomy: ClassVar[bool] = True
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            'Add a postscript at the end that begins with "P.S.".',
-            'Close with a line that starts with "P.S.".',
-            'Your answer must end with a postscript, "P.S." and a few words.',
-        )
-
-    def label(self) -> str:
-        return 'Ends with a postscript "P.S."'
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Postscript":
-        return cls()
+    kind = "postscript"
+    claims = frozenset({"end"})
+    case_bound = True
+    roomy = True
+    named = 'Ends with a postscript "P.S."'
+    asked = (
+        'Add a postscript at the end that begins with "P.S.".',
+        'Close with a line that starts with "P.S.".',
+        'Your answer must end with a postscript, "P.S." and a few words.',
+    )
 
     def required_text(self) -> str:
         return "P.S."
@@ -218,23 +186,15 @@ class Postscript(Constraint):
 class TwoAnswers(Constraint):
     """Two different parts with a line of six asterisks between them."""
 
-    kind: ClassVar[str] = "two_answers"
-    claims: ClassVar[frozenset[str]] = frozenset({"layout", "start", "end"})
-    roomy: ClassVar[bool] = True
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f"Give two different answers, separated by {_STARS}.",
-            f"Answer twice in different words, with {_STARS} between the answers.",
-            f"Write two answers. Put {_STARS} between them.",
-        )
-
-    def label(self) -> str:
-        return f"Gives two answers separated by {_STARS}"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "TwoAnswers":
-        return cls()
+    kind = "two_answers"
+    claims = frozenset({"layout", "start", "end"})
+    roomy = True
+    named = "Gives two answers separated by ******"
+    asked = (
+        "Give two different answers, separated by ******.",
+        "Answer twice in different words, with ****** between the answers.",
+        "Write two answers. Put ****** between them.",
+    )
 
     def least_words(self) -> int:
         return 8

@@ -8,7 +8,6 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Constraint, require
 from .text import (
@@ -16,7 +15,6 @@ from .text import (
     around,
     capitalised,
     enumerated,
-    number,
     sentence_spans,
     spliced,
     toss,
@@ -114,20 +112,16 @@ class KeywordInclude(Constraint):
     """The answer holds this word at least once."""
 
     word: str
-    kind: ClassVar[str] = "keyword_include"
+    kind = "keyword_include"
+    named = 'Uses the word "{word}"'
+    asked = (
+        'Use the word "{word}".',
+        'Include the word "{word}" in your answer.',
+        'Your answer must contain the word "{word}".',
+    )
 
     def __post_init__(self) -> None:
         require_word(self.kind, self.word)
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'Use the word "{self.word}".',
-            f'Include the word "{self.word}" in your answer.',
-            f'Your answer must contain the word "{self.word}".',
-        )
-
-    def label(self) -> str:
-        return f'Uses the word "{self.word}"'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordInclude":
@@ -154,20 +148,16 @@ class KeywordExclude(Constraint):
     """The answer does not hold this word."""
 
     word: str
-    kind: ClassVar[str] = "keyword_exclude"
+    kind = "keyword_exclude"
+    named = 'Does not use the word "{word}"'
+    asked = (
+        'Do not use the word "{word}".',
+        'Avoid the word "{word}".',
+        'Your answer must not contain the word "{word}".',
+    )
 
     def __post_init__(self) -> None:
         require_word(self.kind, self.word)
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'Do not use the word "{self.word}".',
-            f'Avoid the word "{self.word}".',
-            f'Your answer must not contain the word "{self.word}".',
-        )
-
-    def label(self) -> str:
-        return f'Does not use the word "{self.word}"'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordExclude":
@@ -200,23 +190,18 @@ class KeywordFrequency(Constraint):
 
     word: str
     count: int
-    kind: ClassVar[str] = "keyword_frequency"
-    roomy: ClassVar[bool] = True
+    kind = "keyword_frequency"
+    roomy = True
+    named = 'Uses "{word}" at least {count:time}'
+    asked = (
+        'Use the word "{word}" at least {count:time}.',
+        'The word "{word}" must appear {count:time} or more.',
+        'Repeat the word "{word}" so that it occurs at least {count:time}.',
+    )
 
     def __post_init__(self) -> None:
         require_word(self.kind, self.word)
         require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
-
-    def phrasings(self) -> tuple[str, ...]:
-        times = number(self.count, "time")
-        return (
-            f'Use the word "{self.word}" at least {times}.',
-            f'The word "{self.word}" must appear {times} or more.',
-            f'Repeat the word "{self.word}" so that it occurs at least {times}.',
-        )
-
-    def label(self) -> str:
-        return f'Uses "{self.word}" at least {number(self.count, "time")}'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordFrequency":

@@ -7,10 +7,9 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
-from .base import Constraint, require
-from .text import FILLERS, enumerated, number, paragraphs, sentences, toss
+from .base import Constraint
+from .text import FILLERS, enumerated, paragraphs, sentences, toss
 from .values import VALUES, Values
 
 _BULLET = re.compile(r"^- (?=\S)", re.MULTILINE)
@@ -22,23 +21,15 @@ class ParagraphCount(Constraint):
     """Exactly `count` blocks of text with a blank line between them."""
 
     count: int
-    kind: ClassVar[str] = "paragraph_count"
-    claims: ClassVar[frozenset[str]] = frozenset({"layout"})
-    roomy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
-
-    def phrasings(self) -> tuple[str, ...]:
-        wanted = number(self.count, "paragraph")
-        return (
-            f"Write exactly {wanted} with a blank line between paragraphs.",
-            f"Your answer must have exactly {wanted}, separated by blank lines.",
-            f"Use blank lines to make exactly {wanted}.",
-        )
-
-    def label(self) -> str:
-        return f"Has exactly {number(self.count, 'paragraph')}"
+    kind = "paragraph_count"
+    claims = frozenset({"layout"})
+    roomy = True
+    named = "Has exactly {count:paragraph}"
+    asked = (
+        "Write exactly {count:paragraph} with a blank line between paragraphs.",
+        "Your answer must have exactly {count:paragraph}, separated by blank lines.",
+        "Use blank lines to make exactly {count:paragraph}.",
+    )
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "ParagraphCount":
@@ -74,23 +65,15 @@ class BulletCount(Constraint):
     """Exactly `count` lines that begin with "- "; other lines are allowed."""
 
     count: int
-    kind: ClassVar[str] = "bullet_count"
-    claims: ClassVar[frozenset[str]] = frozenset({"start", "layout"})
-    roomy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
-
-    def phrasings(self) -> tuple[str, ...]:
-        wanted = number(self.count, "bullet point")
-        return (
-            f'Write exactly {wanted}, each on a line that starts with "- ".',
-            f'Answer as a list of {wanted} with "- " in front.',
-            f'Use exactly {number(self.count, "line")} beginning with "- ".',
-        )
-
-    def label(self) -> str:
-        return f"Has exactly {number(self.count, 'bullet')}"
+    kind = "bullet_count"
+    claims = frozenset({"start", "layout"})
+    roomy = True
+    named = "Has exactly {count:bullet}"
+    asked = (
+        'Write exactly {count:bullet point}, each on a line that starts with "- ".',
+        'Answer as a list of {count:bullet point} with "- " in front.',
+        'Use exactly {count:line} beginning with "- ".',
+    )
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "BulletCount":

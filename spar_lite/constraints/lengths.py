@@ -6,7 +6,6 @@ What counts as one is defined in `text.py`. This file knows nothing about conten
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Constraint, require
 from .text import (
@@ -34,9 +33,15 @@ class WordCount(Constraint):
 
     low: int | None
     high: int | None
-    kind: ClassVar[str] = "word_count"
-    claims: ClassVar[frozenset[str]] = frozenset({"length"})
-    roomy: ClassVar[bool] = True
+    kind = "word_count"
+    claims = frozenset({"length"})
+    roomy = True
+    named = "Has {_range}"
+    asked = (
+        "Use {_range}.",
+        "Your answer must have {_range}.",
+        "Write {_range}.",
+    )
 
     def __post_init__(self) -> None:
         low, high = self.low, self.high
@@ -46,22 +51,13 @@ class WordCount(Constraint):
         fine = low is None or high is None or low <= high
         require(fine, f"{self.kind}: low {low} is above high {high}")
 
+    @property
     def _range(self) -> str:
         if self.high is None:
             return f"at least {number(self.low or 0, 'word')}"
         if self.low is None:
             return f"at most {number(self.high, 'word')}"
         return f"between {self.low} and {number(self.high, 'word')}"
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f"Use {self._range()}.",
-            f"Your answer must have {self._range()}.",
-            f"Write {self._range()}.",
-        )
-
-    def label(self) -> str:
-        return f"Has {self._range()}"
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "WordCount":
@@ -120,23 +116,15 @@ class SentenceCount(Constraint):
     """Exactly `count` sentences; a line end also ends a sentence."""
 
     count: int
-    kind: ClassVar[str] = "sentence_count"
-    claims: ClassVar[frozenset[str]] = frozenset({"layout"})
-    roomy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
-
-    def phrasings(self) -> tuple[str, ...]:
-        wanted = number(self.count, "sentence")
-        return (
-            f"Write exactly {wanted}.",
-            f"Your answer must have exactly {wanted}.",
-            f"Answer in exactly {wanted}.",
-        )
-
-    def label(self) -> str:
-        return f"Has exactly {number(self.count, 'sentence')}"
+    kind = "sentence_count"
+    claims = frozenset({"layout"})
+    roomy = True
+    named = "Has exactly {count:sentence}"
+    asked = (
+        "Write exactly {count:sentence}.",
+        "Your answer must have exactly {count:sentence}.",
+        "Answer in exactly {count:sentence}.",
+    )
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "SentenceCount":

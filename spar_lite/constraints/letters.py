@@ -7,10 +7,9 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Constraint, require
-from .text import WORD, capitalised, number, quote, toss, words
+from .text import WORD, capitalised, quote, toss, words
 from .values import VALUES, Values
 
 _COMMA = re.compile("[,\uff0c]")
@@ -20,21 +19,13 @@ _COMMA = re.compile("[,\uff0c]")
 class NoCommas(Constraint):
     """The answer has no comma, ASCII or full-width."""
 
-    kind: ClassVar[str] = "no_commas"
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Do not use any commas.",
-            "Write without commas.",
-            "Your answer must not contain a comma.",
-        )
-
-    def label(self) -> str:
-        return "Has no commas"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "NoCommas":
-        return cls()
+    kind = "no_commas"
+    named = "Has no commas"
+    asked = (
+        "Do not use any commas.",
+        "Write without commas.",
+        "Your answer must not contain a comma.",
+    )
 
     def _passes(self, text: str) -> bool:
         return not _COMMA.search(text)
@@ -63,22 +54,14 @@ class NoCommas(Constraint):
 class AllLowercase(Constraint):
     """Every letter that has a case is small, and there is at least one."""
 
-    kind: ClassVar[str] = "all_lowercase"
-    claims: ClassVar[frozenset[str]] = frozenset({"case"})
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Write in lowercase letters only.",
-            "Do not use any capital letters.",
-            "Your whole answer must be in lowercase.",
-        )
-
-    def label(self) -> str:
-        return "Is all lowercase"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "AllLowercase":
-        return cls()
+    kind = "all_lowercase"
+    claims = frozenset({"case"})
+    named = "Is all lowercase"
+    asked = (
+        "Write in lowercase letters only.",
+        "Do not use any capital letters.",
+        "Your whole answer must be in lowercase.",
+    )
 
     def _passes(self, text: str) -> bool:
         return text.islower()
@@ -100,22 +83,14 @@ class AllLowercase(Constraint):
 class AllUppercase(Constraint):
     """Every letter that has a case is a capital, and there is at least one."""
 
-    kind: ClassVar[str] = "all_uppercase"
-    claims: ClassVar[frozenset[str]] = frozenset({"case"})
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Write in capital letters only.",
-            "Use ALL CAPITALS.",
-            "Your whole answer must be in uppercase.",
-        )
-
-    def label(self) -> str:
-        return "Is all uppercase"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "AllUppercase":
-        return cls()
+    kind = "all_uppercase"
+    claims = frozenset({"case"})
+    named = "Is all uppercase"
+    asked = (
+        "Write in capital letters only.",
+        "Use ALL CAPITALS.",
+        "Your whole answer must be in uppercase.",
+    )
 
     def _passes(self, text: str) -> bool:
         return text.isupper()
@@ -149,23 +124,19 @@ class CharSequence(Constraint):
 
     letter: str
     count: int
-    kind: ClassVar[str] = "char_sequence"
-    standalone: ClassVar[bool] = True
+    kind = "char_sequence"
+    standalone = True
+    named = 'Exactly {count} of letter "{letter}"'
+    asked = (
+        'Generate {count} of letter "{letter}".',
+        'Write the letter "{letter}" exactly {count:time}.',
+        'Answer only with the letter "{letter}" repeated {count:time}.',
+    )
 
     def __post_init__(self) -> None:
         fine = len(self.letter) == 1 and self.letter.isalpha()
         require(fine, f"{self.kind}: letter must be one letter, found {self.letter!r}")
         require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f'Generate {self.count} of letter "{self.letter}".',
-            f'Write the letter "{self.letter}" exactly {number(self.count, "time")}.',
-            f'Answer only with the letter "{self.letter}" repeated {number(self.count, "time")}.',
-        )
-
-    def label(self) -> str:
-        return f'Exactly {self.count} of letter "{self.letter}"'
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "CharSequence":

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Constraint, require
-from .text import WORD, Span, capitalised, enumerated, number, quote, words
+from .base import Constraint
+from .text import WORD, Span, capitalised, enumerated, quote, words
 from .values import VALUES, Values
 
 
@@ -23,12 +23,9 @@ class Marked(Constraint):
 
     count: int
     noun: ClassVar[str]
-    most: ClassVar[int] = 3
+    most = 3
     # Every second word at most is marked, so that marks do not touch.
-    apart: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+    apart = 2
 
     @abstractmethod
     def _found(self, text: str) -> list[Span]:
@@ -46,9 +43,6 @@ class Marked(Constraint):
             for match in WORD.finditer(text)
             if not any(begin <= match.start() < end for begin, end in found)
         ]
-
-    def label(self) -> str:
-        return f"Has at least {number(self.count, self.noun)}"
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "Marked":
@@ -91,16 +85,14 @@ _BULLET_OR_STAR = re.compile(r"^([^\S\n]*\*(?=[^\S\n]))|\*", re.MULTILINE)
 class Highlights(Marked):
     """Words or phrases between asterisks, single or double ones."""
 
-    kind: ClassVar[str] = "highlights"
-    noun: ClassVar[str] = "highlighted phrase"
-
-    def phrasings(self) -> tuple[str, ...]:
-        wanted = number(self.count, "phrase")
-        return (
-            f"Highlight at least {wanted} with asterisks, like *this*.",
-            f"Put at least {wanted} between asterisks, as in *this*.",
-            f"At least {wanted} must be *highlighted* with asterisks.",
-        )
+    kind = "highlights"
+    noun = "highlighted phrase"
+    named = "Has at least {count:highlighted phrase}"
+    asked = (
+        "Highlight at least {count:phrase} with asterisks, like *this*.",
+        "Put at least {count:phrase} between asterisks, as in *this*.",
+        "At least {count:phrase} must be *highlighted* with asterisks.",
+    )
 
     def _found(self, text: str) -> list[Span]:
         found = [*_SINGLE.finditer(text), *_DOUBLE.finditer(text)]
@@ -123,17 +115,15 @@ _BRACKET = re.compile(r"\[[^\n\]]*+\]?")
 class Placeholders(Marked):
     """Placeholders in square brackets, for the reader to fill in."""
 
-    kind: ClassVar[str] = "placeholders"
-    noun: ClassVar[str] = "placeholder"
-    most: ClassVar[int] = 2
-
-    def phrasings(self) -> tuple[str, ...]:
-        wanted = number(self.count, "placeholder")
-        return (
-            f"Use at least {wanted} in square brackets, such as [name].",
-            f"Your answer must hold at least {wanted} like [address].",
-            f"Leave at least {wanted} in square brackets, such as [date].",
-        )
+    kind = "placeholders"
+    noun = "placeholder"
+    most = 2
+    named = "Has at least {count:placeholder}"
+    asked = (
+        "Use at least {count:placeholder} in square brackets, such as [name].",
+        "Your answer must hold at least {count:placeholder} like [address].",
+        "Leave at least {count:placeholder} in square brackets, such as [date].",
+    )
 
     def _found(self, text: str) -> list[Span]:
         return [m.span() for m in _BRACKET.finditer(text) if m.group().endswith("]")]
@@ -169,20 +159,15 @@ def _tokens(text: str) -> Iterator[Span]:
 class CapitalWords(Marked):
     """Words all in capitals; a single letter is one too."""
 
-    kind: ClassVar[str] = "capital_words"
-    noun: ClassVar[str] = "word in capitals"
-    apart: ClassVar[int] = 1
-
-    def phrasings(self) -> tuple[str, ...]:
-        wanted = number(self.count, "word")
-        return (
-            f"Write at least {wanted} in capital letters.",
-            f"At least {wanted} of your answer must be in ALL CAPITALS.",
-            f"Use capital letters for at least {wanted}.",
-        )
-
-    def label(self) -> str:
-        return f"Has at least {number(self.count, 'word')} in capitals"
+    kind = "capital_words"
+    noun = "word in capitals"
+    apart = 1
+    named = "Has at least {count:word} in capitals"
+    asked = (
+        "Write at least {count:word} in capital letters.",
+        "At least {count:word} of your answer must be in ALL CAPITALS.",
+        "Use capital letters for at least {count:word}.",
+    )
 
     def _found(self, text: str) -> list[Span]:
         return [(begin, end) for begin, end in _tokens(text) if text[begin:end].isupper()]
@@ -213,22 +198,14 @@ def _titles(text: str) -> list[str]:
 class Title(Constraint):
     """A title in double angular brackets somewhere."""
 
-    kind: ClassVar[str] = "title"
-    claims: ClassVar[frozenset[str]] = frozenset({"start"})
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Give your answer a title in double angular brackets, such as <<My Day>>.",
-            "Your answer must have a title like <<A Good Start>>.",
-            "Begin with a title in double angular brackets, like <<This>>.",
-        )
-
-    def label(self) -> str:
-        return "Has a title in double angular brackets"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Title":
-        return cls()
+    kind = "title"
+    claims = frozenset({"start"})
+    named = "Has a title in double angular brackets"
+    asked = (
+        "Give your answer a title in double angular brackets, such as <<My Day>>.",
+        "Your answer must have a title like <<A Good Start>>.",
+        "Begin with a title in double angular brackets, like <<This>>.",
+    )
 
     def least_words(self) -> int:
         return 3

@@ -3,15 +3,12 @@
 White space around the answer is ignored. This file knows nothing about words.
 """
 
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Constraint
 from .text import WORD, closed, quote, sentence_spans, tail, toss
-from .values import VALUES, Values
 
 _QUESTIONS = ("What do you think?", "Do you agree?", "How about you?", "Have you ever tried?")
 _ASK = "?\uff1f"
@@ -23,23 +20,15 @@ _QUOTES = '"\u201c\u201d'
 class EndsWithQuestion(Constraint):
     """The last character of the answer is a question mark."""
 
-    kind: ClassVar[str] = "ends_with_question"
-    claims: ClassVar[frozenset[str]] = frozenset({"end"})
-    roomy: ClassVar[bool] = True
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "End your answer with a question.",
-            "The last sentence of your answer must be a question.",
-            "Finish with a question mark.",
-        )
-
-    def label(self) -> str:
-        return "Ends with a question mark"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "EndsWithQuestion":
-        return cls()
+    kind = "ends_with_question"
+    claims = frozenset({"end"})
+    roomy = True
+    named = "Ends with a question mark"
+    asked = (
+        "End your answer with a question.",
+        "The last sentence of your answer must be a question.",
+        "Finish with a question mark.",
+    )
 
     def _passes(self, text: str) -> bool:
         return text[-1] in _ASK
@@ -62,22 +51,14 @@ class EndsWithQuestion(Constraint):
 class Quoted(Constraint):
     """One pair of double quotes, straight or curly, around the whole answer; none inside."""
 
-    kind: ClassVar[str] = "quoted"
-    claims: ClassVar[frozenset[str]] = frozenset({"start", "end"})
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            "Put your whole answer in double quotes.",
-            "Wrap your entire answer in double quote marks.",
-            "Your answer must begin and end with a double quote mark.",
-        )
-
-    def label(self) -> str:
-        return "The whole answer is in double quotes"
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Quoted":
-        return cls()
+    kind = "quoted"
+    claims = frozenset({"start", "end"})
+    named = "The whole answer is in double quotes"
+    asked = (
+        "Put your whole answer in double quotes.",
+        "Wrap your entire answer in double quote marks.",
+        "Your answer must begin and end with a double quote mark.",
+    )
 
     def _passes(self, text: str) -> bool:
         inside = text[1:-1]

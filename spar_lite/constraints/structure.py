@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Constraint, require
 from .text import head, listed, quote, sentences, squeeze, toss
@@ -36,10 +35,16 @@ class JsonObject(Constraint):
     """The whole answer is a JSON object with exactly these keys, in any order; no fences."""
 
     keys: tuple[str, ...]
-    kind: ClassVar[str] = "json_object"
-    claims: ClassVar[frozenset[str]] = frozenset({"start", "end", "layout", "length"})
-    case_bound: ClassVar[bool] = True
-    roomy: ClassVar[bool] = True
+    kind = "json_object"
+    claims = frozenset({"start", "end", "layout", "length"})
+    case_bound = True
+    roomy = True
+    named = "Is a JSON object with the {_named}"
+    asked = (
+        "Answer with a JSON object with the {_named}.",
+        "Your whole answer must be a JSON object with exactly the {_named}.",
+        "Reply in JSON only, using the {_named}.",
+    )
 
     def __post_init__(self) -> None:
         require(len(self.keys) >= 1, f"{self.kind}: keys must not be empty")
@@ -48,18 +53,9 @@ class JsonObject(Constraint):
             fine = bool(key.strip()) and '"' not in key and key == squeeze(key)
             require(fine, f"{self.kind}: a key needs a name without quotes, found {key!r}")
 
+    @property
     def _named(self) -> str:
         return f"{'key' if len(self.keys) == 1 else 'keys'} {listed(self.keys)}"
-
-    def phrasings(self) -> tuple[str, ...]:
-        return (
-            f"Answer with a JSON object with the {self._named()}.",
-            f"Your whole answer must be a JSON object with exactly the {self._named()}.",
-            f"Reply in JSON only, using the {self._named()}.",
-        )
-
-    def label(self) -> str:
-        return f"Is a JSON object with the {self._named()}"
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "JsonObject":
