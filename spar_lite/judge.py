@@ -1,6 +1,6 @@
 """Step 2: N votes of the refiner on one answer, and the program's word where it can check.
 
-Modes: ``llm`` is the paper's self-consistency (section 2.3.2); ``code`` asks only the program;
+Modes: ``llm`` is the paper's self-consistency (section 2.3.1); ``code`` asks only the program;
 ``hybrid`` asks both, the program's verdict being the one of record for what it can check. A vote
 that cannot be read is missing, never a No; a tie or no readable vote is "no judgement". Early
 stop leaves votes out once the verdict is sure; who needs the value as well has them added.

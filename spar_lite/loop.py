@@ -49,7 +49,7 @@ def spar(run: Run) -> None:
         score(run, "bootstrap", 0)
         score_ifeval(run, "bootstrap", 0)
     for number in range(1, run.recipe.iterations + 1):
-        learn(run, number, play(run, number))
+        train(run, number, self_play(run, number))
         score(run, f"iteration-{number}", number)
         keep_better(run, number)
     if last := run.recipe.iterations:
@@ -85,7 +85,7 @@ class Data(NamedTuple):
     examples: Records[TrainingExample]
 
 
-def play(run: Run, number: int) -> Data:
+def self_play(run: Run, number: int) -> Data:
     """Self-play: actor and refiner, as they are, make the data by which both become better."""
     recipe, at = run.recipe, Place(run, f"iteration-{number}")
     start = adapters_after(recipe, run.folder, number - 1)
@@ -101,12 +101,12 @@ def play(run: Run, number: int) -> Data:
             for p in prompts
             for k in range(recipe.sample.k)
         },
-        uses=["sample", *(["iterate"] if number > 1 else [])],
+        uses=["bootstrap", "evolve", "sample", *(["iterate"] if number > 1 else [])],
         of=[prompts],
         adapters=start,
         summary=partial(_answered, run),
     )
-    # 2. The refiner judges every answer by N votes (2.3.1, 2.4).
+    # 2. The refiner judges every answer by N votes (2.3.1).
     judgements = at.each(
         "judgements",
         Judgement,
@@ -121,7 +121,7 @@ def play(run: Run, number: int) -> Data:
         adapters=start,
         summary=_judged,
     )
-    # 3. Of every prompt one failed answer becomes the root of a search for its refinement (2.3.2).
+    # 3. and 4. A failed answer of each prompt becomes the root of a tree of refinements (2.3.2).
     trees = at.each(
         "trees",
         Tree,
@@ -144,7 +144,7 @@ def play(run: Run, number: int) -> Data:
         summary=_searched,
     )
     found: list[Records[Any]] = [prompts, responses, judgements, trees]
-    # 4. An accepted refinement is preferred to the answer it was made from (2.3.3).
+    # 5. An accepted refinement is preferred to the answer at its root (2.3.3).
     pairs = at.once(
         "pairs",
         PreferencePair,
@@ -154,7 +154,8 @@ def play(run: Run, number: int) -> Data:
         summary=_paired,
     )
     at.note("audit", lambda: _audit(at), uses=[], of=[*found, pairs], unit="report")
-    # 5. What taught the tree teaches the refiner: refinements, and critiques that were contested.
+    # Data for the refiner's rejection-sampling fine-tuning: accepted refinements, and critiques on
+    # which the votes disagreed (2.3.4).
     examples = at.once(
         "refiner_examples",
         TrainingExample,
@@ -168,15 +169,15 @@ def play(run: Run, number: int) -> Data:
     return Data(prompts, responses, judgements, trees, pairs, examples)
 
 
-def learn(run: Run, number: int, data: Data) -> None:
-    """6. DPO for the actor, supervised fine-tuning for the refiner (2.3.3, 2.3.4)."""
+def train(run: Run, number: int, data: Data) -> None:
+    """6. DPO for the actor (2.3.3). 7. Supervised fine-tuning for the refiner (2.3.4)."""
     recipe, at = run.recipe, Place(run, f"iteration-{number}")
     start = adapters_after(recipe, run.folder, number - 1)
     actor = at.train(
         "actor",
         lambda: _train_actor(at, data),
         uses=["dpo"],
-        of=[data.pairs, *(data[:3] if recipe.dpo.passed else [])],
+        of=[data.pairs, data.responses, data.judgements] if recipe.dpo.passed else [data.pairs],
         adapters=start,
     )
     at.train(
@@ -196,6 +197,8 @@ def _train_actor(at: Place, data: Data) -> Summary:
     seed = stable_seed(run.recipe.seed, at.name, "dpo")
     prompts, judged = data.prompts.by_id, data.judgements.by_id
     passed = passed_answers(prompts, data.responses, judged, settings.passed, seed)
+    for records in data:
+        records.release()
     step = step_counter(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
     if not pairs:
         run.screen.say("no preference pairs: the actor stays as it is")

@@ -1,6 +1,6 @@
 """Steps 3, 5 and 7 as pure functions: negatives, preference pairs, the refiner's examples.
 
-Records in, records out (paper, sections 2.3.2 to 2.3.4); no engine, no files, no randomness that
+Records in, records out (paper, sections 2.3.1 to 2.3.4); no engine, no files, no randomness that
 does not follow from coordinates.
 """
 

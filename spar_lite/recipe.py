@@ -311,6 +311,11 @@ class Dpo(Training):
         description="at most this many sampled answers that passed, one a prompt, are learnt "
         "beside the pairs, by the likelihood term alone (paper: 0)",
     )
+    rejected_end: bool = Field(
+        True,
+        description="whether the end token of a rejected answer is rejected with it (the paper); "
+        "where rejected answers are short for want of an ending, that teaches not to stop",
+    )
     interfering: bool = Field(
         False,
         description="also train on pairs whose sides differ in more than what was mended: cut off "

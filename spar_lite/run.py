@@ -9,13 +9,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spar_lite.data.sources import released_rows
-from spar_lite.engines.base import Engine
+from spar_lite.engines.base import Completion, Engine, Request
 from spar_lite.errors import ModelError, SparError
 from spar_lite.recipe import Recipe, dump_recipe
 from spar_lite.records import Role, stable_seed
@@ -60,7 +60,7 @@ class Step(NamedTuple):
 
 
 class Adapters(NamedTuple):
-    """The folders of a checkpoint's adapters; None: a fresh one, which changes nothing."""
+    """The folders of a checkpoint's adapters; None: a fresh one, which leaves the base as it is."""
 
     actor: Path | None
     refiner: Path | None
@@ -117,7 +117,7 @@ class Run:
         return {label: summary for label, summary in found.items() if summary is not None}
 
     def _steps(self, loop: Loop, lenient: bool) -> list[Step]:
-        """All steps of a loop in their order; nothing is done or read but their marks."""
+        """All steps of a loop in their order, from their marks; nothing is done."""
         found: list[Step] = []
         loop(Run(self.recipe, self.folder, Screen(), listing=found, lenient=lenient))
         return found
@@ -166,7 +166,11 @@ class Run:
 
     @property
     def engine(self) -> Engine:
-        """The engine that answers, made on first use."""
+        """The engine that answers; what it needs is loaded when it is first asked."""
+        return _LazyEngine(self)
+
+    def open_engine(self) -> Engine:
+        """The engine itself."""
         if self._engine is None:
             if self.make_engine is not None:
                 self._engine = self.make_engine(self)
@@ -186,19 +190,18 @@ class Run:
         return engine_
 
     def use_adapters(self, adapters: Adapters) -> None:
-        """Put the adapters of a checkpoint in place."""
+        """Put the adapters of a checkpoint in place, now or when the model is loaded."""
         self._wanted = adapters
-        if self.make_engine is None or self._policy is not None:
-            # (A scripted engine needs no model; a training that follows loads them with it.)
+        if self._policy is not None:
             self._restore_wanted()
 
+    def trained(self, role: Role, folder: Path) -> None:
+        """Note that the adapter in memory is the one just saved in ``folder``."""
+        self._loaded[role] = folder
+
     def _restore_wanted(self) -> None:
-        wanted: dict[Role, Path | None] = {
-            "actor": self._wanted.actor,
-            "refiner": self._wanted.refiner,
-        }
-        for role, folder in wanted.items():
-            if self._loaded.get(role) != folder and folder is not None:
+        for role, folder in zip(ROLES, self._wanted, strict=True):
+            if self._loaded.get(role) != folder:
                 self.policy.restore(role, folder)
             self._loaded[role] = folder
 
@@ -232,6 +235,17 @@ class Run:
     def ledger(self, **entry: Any) -> None:
         """Add a line to the run's cost ledger."""
         append_line(self.folder / "ledger.jsonl", {"time": round(time.time(), 3), **entry})
+
+
+class _LazyEngine:
+    """A run's engine before it is opened."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    async def generate(self, role: Role, requests: Sequence[Request]) -> list[Completion]:
+        """Let the engine answer."""
+        return await self.run.open_engine().generate(role, requests)
 
 
 # --- The checkpoints of a run ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Steps 3 and 4: tree search for a refinement of a failed answer (paper, section 2.3.3).
+"""Steps 3 and 4: tree search for a refinement of a failed answer (paper, section 2.3.2).
 
 A node is an answer, an edge one refinement. A child is refined from its parent's critique and
 judged; its value is the judgement's. BFS and DFS share one ``expand``; each tree is one coroutine,

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -23,7 +23,7 @@ from spar_lite.errors import RecipeError, StoreError
 from spar_lite.recipe import Recipe, Training, parse_recipe, recipe_slice
 from spar_lite.records import Role
 from spar_lite.run import Adapters, Run, Screen, Step, Summary
-from spar_lite.store import Marker, StageFile, json_text, read_lines, write_text
+from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
 
 if TYPE_CHECKING:
     from spar_lite.train import TrainingReport
@@ -65,6 +65,11 @@ class Records(Sequence[T], Generic[T]):
         """The records by their ids."""
         return {record.id: record for record in self}  # type: ignore[attr-defined]
 
+    def release(self) -> None:
+        """Forget what was read: a training needs the memory."""
+        for name in ("_list", "by_id"):
+            self.__dict__.pop(name, None)
+
 
 Input = Records[Any] | Adapters | Path
 """What a step is made from: an earlier step's records, adapters, or a file."""
@@ -104,7 +109,9 @@ class Place:
         def work() -> Summary:
             if adapters is not None:
                 self.run.use_adapters(adapters)
-            collect(self.run.screen, f"{self.name}/{name}", file, list(items().items()), unit)
+            wanted = list(items().items())
+            label = f"{self.name}/{name}"
+            records._list = collect(self.run.screen, label, file, wanted, unit)
             return summary(records)
 
         keys = (*MODEL, *uses) if adapters is not None else uses
@@ -130,6 +137,7 @@ class Place:
             made = list(make())
             self.run.screen.start(f"{self.name}/{name}", len(made), unit or name)
             file.finish(made)
+            records._list = made
             return {unit or name: len(made)} if summary is None else summary(records)
 
         self._step(name, uses, of, work)
@@ -162,18 +170,22 @@ class Place:
         of: Sequence[Input],
         adapters: Adapters,
     ) -> Path:
-        """Train one adapter from a checkpoint's, save it, and note both adapters' fingerprints."""
+        """Train one adapter from a checkpoint's, save it, and note both adapters' fingerprints.
+
+        It is made of its own adapter alone; the other one is in place too.
+        """
 
         def work() -> Summary:
             run, folder = self.run, self.folder / role
             run.use_adapters(adapters)
             summary = learn()
             run.policy.save(role, folder)
-            run._loaded[role] = folder
+            run.trained(role, folder)
             both: tuple[Role, ...] = ("actor", "refiner")
             return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in both}}
 
-        self._step(role, (*MODEL, *uses), [*of, adapters], work)
+        own = adapters.actor if role == "actor" else adapters.refiner
+        self._step(role, (*MODEL, *uses), [*of, Adapters(own, None)], work)
         return self.folder / role
 
     def write_metrics(self, kind: str, found: Mapping[str, Any]) -> None:
@@ -188,11 +200,17 @@ class Place:
     def _step(
         self, name: str, keys: Sequence[str], of: Sequence[Input], work: Callable[[], Summary]
     ) -> None:
-        """Find a step finished, and check that it still is, or do it and mark it, last of all."""
+        """Find a step finished, and check that it still is, or do it and mark it, last of all.
+
+        A step that was begun is noted too, so that its records are never mixed with those of
+        another recipe.
+        """
         run, label, marker = self.run, f"{self.name}/{name}", Marker(self.folder, name)
-        found = marker.read()
-        if found is not None and not run.lenient:
-            _check(run, label, found, keys, of)
+        found, begun = marker.read(), self.folder / f"{name}.part.json"
+        if not run.lenient:
+            for noted in (found, read_json(begun) if found is None else None):
+                if noted is not None:
+                    _check(run, label, noted, keys, of)
         if run.listing is not None:
             run.listing.append(Step(label, found is not None))
         if found is not None or run.listing is not None:
@@ -200,11 +218,13 @@ class Place:
         begin = time.perf_counter()
         run.take_usage()
         run.ledger(stage=label, event="start")
+        made = {"recipe": recipe_slice(run.recipe, keys), "of": _digests(run.folder, of)}
+        write_text(begun, json_text(made))
         summary = work()
         cost: Summary = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
         cost |= run.costs_of_machine()
-        made = {"recipe": recipe_slice(run.recipe, keys), "of": _digests(run.folder, of)}
         marker.write({**made, **summary, **cost})
+        begun.unlink(missing_ok=True)
         run.ledger(stage=label, event="done", **summary, **cost)
         run.screen.end(describe(summary))
 
@@ -216,12 +236,19 @@ def _check(run: Run, label: str, found: Summary, keys: Sequence[str], of: Sequen
     for key in sorted(set(now) & set(then)):
         if now[key] != then[key] and now[key] != _as_read_today(run.recipe, key, then[key]):
             raise StoreError(
-                f"{run.folder}: {label} was finished with {key}: {then[key]!r}, the "
+                f"{run.folder}: {label} was made with {key}: {then[key]!r}, the "
                 f"recipe now says {now[key]!r}. To go on with this run: "
                 f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder."
             )
-    for name, digest in _digests(run.folder, of).items():
-        if digest and found.get("of", {}).get(name, digest) != digest:
+    there, made_of = _digests(run.folder, of), found.get("of")
+    for name in sorted(there.keys() ^ made_of.keys()) if made_of is not None else []:
+        how = "without" if name in there else "from"
+        raise StoreError(
+            f"{run.folder}: {label} was made {how} {name}, and the recipe now says otherwise. Take "
+            "the recipe of before, or another --run folder."
+        )
+    for name, digest in there.items():
+        if digest and (made_of or {}).get(name, digest) != digest:
             raise StoreError(
                 f"{run.folder}: {name} has changed since {label} was made from it. Put the old "
                 f"file back, or remove {label}.* and all that comes after it to make them again."
@@ -243,6 +270,13 @@ def _digests(folder: Path, of: Sequence[Input]) -> dict[str, str | None]:
 def _digest(path: Path) -> str | None:
     if not path.exists():
         return None
+    state = path.stat()
+    return _read_digest(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _read_digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file that has this size and time of change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

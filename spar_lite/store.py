@@ -82,19 +82,28 @@ class Marker:
 
     def read(self) -> dict[str, Any] | None:
         """Return what was written, or None where the stage has not finished."""
-        if not self.path.exists():
-            return None
-        try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-            if not isinstance(data, dict):
-                raise ValueError(f"wanted an object, found {type(data).__name__}")
-        except ValueError as error:
-            raise StoreError(f"{self.path} is damaged ({error}). Restore or remove it.") from None
-        return data
+        return read_json(self.path)
 
     def write(self, summary: dict[str, Any]) -> None:
         """Finish the stage: written to a temporary file, then renamed."""
         write_text(self.path, json_text(summary, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None where there is no file.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError(f"wanted an object, found {type(data).__name__}")
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}). Restore or remove it.") from None
+    return data
 
 
 def write_text(path: Path, text: str) -> None:

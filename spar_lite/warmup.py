@@ -32,7 +32,6 @@ from spar_lite.run import (
     Adapters,
     Run,
     Summary,
-    adapters_after,
     checkpoints,
     last_checkpoint,
 )
@@ -60,25 +59,26 @@ def warm_up(run: Run) -> None:
         at.note("start", lambda: _start_from(at), uses=uses, unit="copy")
         return
     rows = warmup_rows(run)
-    settings = {"refiner": warm, "actor": warm}
-    if warm.actor_lr:
-        settings["actor"] = warm.model_copy(update={"lr": warm.actor_lr})
-    roles: list[Role] = ["refiner", *(["actor"] if warm.actor else [])]  # type: ignore[list-item]
-    start = FRESH
-    for role in roles:
+
+    def lessons_for(role: Role) -> list[list[TrainingExample]]:
+        return in_order(run, actor_rows(rows) if role == "actor" else refiner_rows(rows))
+
+    refiner = at.train(
+        "refiner",
+        lambda: fit(at, "refiner", lessons_for("refiner"), warm),
+        uses=["bootstrap"],
+        of=[rows],
+        adapters=FRESH,
+    )
+    if warm.actor:
+        settings = warm.model_copy(update={"lr": warm.actor_lr or warm.lr})
         at.train(
-            role,
-            lambda role=role: fit(at, role, in_order(run, own_rows(role, rows)), settings[role]),  # type: ignore[misc]
+            "actor",
+            lambda: fit(at, "actor", lessons_for("actor"), settings),
             uses=["bootstrap"],
             of=[rows],
-            adapters=start,
+            adapters=Adapters(None, refiner),
         )
-        start = Adapters(None, adapters_after(recipe, run.folder, 0).refiner)
-
-
-def own_rows(role: Role, rows: Sequence[TrainingExample]) -> list[TrainingExample]:
-    """The rows that teach an adapter."""
-    return actor_rows(rows) if role == "actor" else refiner_rows(rows)
 
 
 def warmup_rows(run: Run) -> Records[TrainingExample]:
@@ -91,6 +91,7 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
             TrainingExample,
             lambda: _limited(released_rows(Path(warm.source)), warm.examples),
             uses=["seed", "bootstrap.source", "bootstrap.examples"],
+            of=[Path(warm.source)],
             summary=kinds,
         )
     prompts = at.once(
@@ -182,6 +183,11 @@ def warmup_tasks(recipe: Recipe) -> Prompts:
 def _start_from(at: Place) -> Summary:
     """Copy the last adapters of another run, so that this one is whole by itself."""
     run = at.run
+    if (own := at.folder / "refiner.done.json").exists():
+        raise StoreError(
+            f"bootstrap.start_from: {own} says that this run has a warm-up of its own, which would "
+            "be lost. Take another --run folder."
+        )
     source = Path(run.recipe.bootstrap.start_from)
     known = checkpoints(source)
     made = (source / "recipe.yaml").is_file()

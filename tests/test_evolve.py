@@ -18,7 +18,7 @@ from spar_lite.data.evolve import Evolution, evolve
 from spar_lite.engines.base import Request
 from spar_lite.engines.remote import RemoteEngine, open_remote
 from spar_lite.errors import EngineError, RecipeError
-from spar_lite.loop import play
+from spar_lite.loop import self_play
 from spar_lite.recipe import Evolve, parse_recipe
 from spar_lite.records import Prompt, Response, Role, from_json
 from spar_lite.run import Run
@@ -214,7 +214,7 @@ def played(run: Run) -> dict[str, dict[str, Any]]:
     """Do the first iteration's self-play; its steps' summaries."""
 
     def steps(run: Run) -> None:
-        play(run, 1)
+        self_play(run, 1)
 
     run.work(steps)
     return run.summaries(steps)

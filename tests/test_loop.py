@@ -24,7 +24,7 @@ from spar_lite.engines.base import Request
 from spar_lite.errors import StoreError
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
-from spar_lite.run import Run
+from spar_lite.run import FRESH, ROLES, Adapters, Run
 from spar_lite.store import Marker, StageFile
 from spar_lite.templates import REFINE
 from spar_lite.templates.verdict import parse_verdict
@@ -195,7 +195,7 @@ def test_a_value_that_an_earlier_version_wrote_is_read_as_today(
     assert marker.read_text() != written
     assert not start(folder, recipe(tiny_folder)).unfinished(loop.spar)
     marker.write_text(written.replace(f'{key}"none"', f"{key}true"))
-    with pytest.raises(StoreError, match=r"finished with bootstrap\.curriculum: True"):
+    with pytest.raises(StoreError, match=r"made with bootstrap\.curriculum: True"):
         start(folder, recipe(tiny_folder)).unfinished(loop.spar)
 
 
@@ -213,7 +213,7 @@ def test_a_changed_recipe_is_an_error_with_both_values(finished: Path, tiny_fold
     [
         ("iteration-1/prompts.jsonl", "iteration-1/responses"),
         ("iteration-1/pairs.jsonl", "iteration-1/audit"),
-        ("bootstrap/refiner/adapter_model.safetensors", "bootstrap/actor"),
+        ("bootstrap/actor/adapter_model.safetensors", "bootstrap/heldout_answers"),
     ],
 )
 def test_a_file_that_changed_under_a_finished_step_is_an_error(
@@ -235,6 +235,66 @@ def test_a_file_that_changed_under_a_finished_step_is_an_error(
                 path.unlink()
         shutil.rmtree(folder / "iteration-2")
         assert again.unfinished(loop.spar)[0] == step
+
+
+def test_a_step_that_was_begun_with_another_recipe_is_an_error(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Its records would be a mixture of both."""
+
+    def dies(role: Role, request: Request) -> str:
+        if role == "actor":
+            raise KeyboardInterrupt
+        return rule(role, request)
+
+    folder = tmp_path / "run"
+    job = Run(recipe(tiny_folder), folder, Silence(), make_engine=lambda _: ScriptedEngine(dies))
+    with pytest.raises(KeyboardInterrupt):
+        loop.execute(job)
+    assert (folder / "bootstrap" / "heldout_answers.part.json").exists()
+    with pytest.raises(StoreError, match=r"was made with evaluate.max_new_tokens: 16"):
+        loop.execute(start(folder, recipe(tiny_folder, evaluate__max_new_tokens=17)))
+    loop.execute(start(folder, recipe(tiny_folder)))
+    assert not list(folder.rglob("*.part.*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bootstrap": {"source": "none"}}, "bootstrap.source: 'constraints'"),
+        ({"bootstrap__start_from": "other"}, "bootstrap.start_from: ''"),
+        ({"evolve": {"with": "constraints"}}, "evolve.with: 'none'"),
+    ],
+)
+def test_steps_that_come_or_go_with_the_recipe_are_an_error_before_anything_is_done(
+    changes: dict[str, Any], words: str, finished: Path, tiny_folder: Path
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    with pytest.raises(StoreError, match=words):
+        loop.execute(start(finished, recipe(tiny_folder, **changes)))
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_a_start_from_another_run_does_not_replace_a_warm_up(
+    finished: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "warm"
+    loop.execute(start(folder, recipe(tiny_folder, iterations=0, evaluate={"prompts": 0})))
+    other = recipe(
+        tiny_folder, iterations=0, evaluate={"prompts": 0}, bootstrap__start_from=str(finished)
+    )
+    with pytest.raises(StoreError, match="a warm-up of its own, which would be lost"):
+        loop.execute(start(folder, other))
+
+
+def test_fresh_adapters_come_back(tiny_folder: Path, tmp_path: Path, finished: Path) -> None:
+    """Of a run without a warm-up whose first iteration is not kept."""
+    job = start(tmp_path / "run", recipe(tiny_folder))
+    fresh = {role: job.policy.fingerprint(role) for role in ROLES}
+    job.use_adapters(Adapters(*(finished / "iteration-1" / role for role in ROLES)))
+    assert all(job.policy.fingerprint(role) != fresh[role] for role in ROLES)
+    job.use_adapters(FRESH)
+    assert {role: job.policy.fingerprint(role) for role in ROLES} == fresh
 
 
 def test_listing_the_steps_does_and_reads_nothing(tiny_folder: Path, tmp_path: Path) -> None:

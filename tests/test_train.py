@@ -164,6 +164,21 @@ def test_an_answer_that_passed_is_learnt_by_its_likelihood_alone(tiny_policy: Fa
     assert trained(1.0, EXAMPLES[:2])[1] > trained(1.0, EXAMPLES[2:4])[1] + 0.1
 
 
+def test_the_end_of_a_rejected_answer_may_be_left_out(tiny_policy: Factory) -> None:
+    """So that its log p is that of its text alone; pairs whose texts are alike prefer to end."""
+    policy = tiny_policy()
+    settings = DPO.model_copy(update={"rejected_end": False, "nll_weight": 0.0, "batch_size": 8})
+    before = sum(log_p(policy, p.prompt, p.rejected, end=False) for p in PAIRS) / len(PAIRS)
+    ended = log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion)
+    text = log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion, end=False)
+    report = train_actor(policy, PAIRS, settings, seed=0, passed=EXAMPLES[:1])
+    assert report.metrics["logp_rejected_before"] == pytest.approx(before, rel=1e-5)
+    assert report.examples == 9
+    now = log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion)
+    alone = log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion, end=False)
+    assert now - alone > ended - text
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 @pytest.mark.parametrize("count", [2, 3])  # 3: where micro_batch is 2 the last one is short
 def test_nll_of_dpo_is_the_mean_over_answers_of_each_ones_mean(

@@ -115,11 +115,7 @@ def _train(
 def _score(run: Run, folder: Path, kinds: tuple[str, ...], count: int) -> dict[str, Any]:
     """Judge and refine cards of the refiner as it is now."""
     target = Target(f"{run.folder.name} {folder.parent.name} {folder.name}", run.recipe, folder)
-    shared = run.folder / "curve"
-    job = Job(target, folder, run.screen, lambda *_: run.engine, shared)  # type: ignore[arg-type]
-    tokens = run.recipe.evaluate.max_new_tokens
-    cases = builtin_cases(job, count, kinds, tokens)
+    job = Job(target, folder, run.screen, run.open_engine, run.folder / "curve")
+    cases = builtin_cases(job, count, kinds)
     judged = evaluate(job, Judging(cases, "constraints", {"kinds": list(kinds)}))
-    reply = run.recipe.evaluate.reply_tokens
-    refined = evaluate(job, Refining(count, kinds, "program", tokens, reply))
-    return {"judge": judged, "refine": refined}
+    return {"judge": judged, "refine": evaluate(job, Refining(count, kinds, "program"))}

@@ -2,19 +2,17 @@
 
 A ``Task`` says what is its own: its settings, how its results are made, what they are scored by.
 ``evaluate`` does the rest and never does anything twice; the model is loaded only if something is
-left to ask. ``with_job`` gives a task's command the options that all have.
+left to ask.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import click
 
@@ -24,6 +22,7 @@ from spar_lite.evaluation.inference_search import (
     WAYS,
     Final,
     Plan,
+    Way,
     final_answer,
     first_answers,
     greedy_final,
@@ -65,7 +64,7 @@ class Task(Generic[T]):
         """Fetch what may be missing, before anything is written."""
 
     def results(self, job: Job, file: StageFile[T]) -> list[T]:
-        """Make the results in their order; those that ``file`` has already are not made again."""
+        """Make the results, finish ``file`` with them; what it has already is not made again."""
         raise NotImplementedError
 
     def scores(self, results: Sequence[T], seed: int) -> dict[str, Interval]:
@@ -90,10 +89,11 @@ class Job:
     target: Target
     folder: Path
     screen: Screen
-    open: Callable[[Target, Screen], RolloutEngine] | None = None
+    open: Callable[[], Any] | None = None
     shared: Path | None = None
     bar: str = "answers"
     claim: Callable[[], object] = lambda: None
+    begin: float = field(default_factory=time.perf_counter)
     _engine: RolloutEngine | None = None
 
     @property
@@ -101,7 +101,7 @@ class Job:
         """The engine, opened on first use."""
         if self._engine is None:
             if self.open is not None:
-                self._engine = self.open(self.target, self.screen)
+                self._engine = self.open()
             else:
                 self._engine = self.target.open(self.screen.say)
                 self._engine.on_tokens = self.screen.tokens
@@ -134,12 +134,12 @@ class Job:
             "adapters": {role: str(path) for role, path in self.target.adapters.items()},
         }
 
-    def plan(self, way: str, budget: int, max_new_tokens: int) -> Plan:
+    def plan(self, way: Way, budget: int, max_new_tokens: int) -> Plan:
         """How answers are decoded, for this target's recipe and role."""
         if budget < 1:
             raise StoreError(f"--budget wants 1 or more, found {budget}.")
         recipe = self.target.recipe
-        return make_plan(recipe, way, budget, self.role, max_new_tokens)  # type: ignore[arg-type]
+        return make_plan(recipe, way, budget, self.role, max_new_tokens)
 
     def answers(self, name: str, prompts: Sequence[Prompt], plan: Plan) -> list[Final]:
         """Both phases of decoding, each with a file of its own."""
@@ -157,17 +157,18 @@ class Job:
         items = [(p.id, partial(final_answer, engine, p, by_prompt[p.id], plan)) for p in prompts]
         return collect(self.screen, plan.way, last, items, "prompts")
 
-    def base_answers(self, count: int, kinds: Sequence[str], tokens: int) -> list[Response]:
+    def base_answers(self, count: int, kinds: Sequence[str]) -> list[Response]:
         """The bare base's greedy answers: the same for every checkpoint and task of one base."""
         self.claim()
-        prompts = self.prompts(count, kinds)
+        prompts, tokens = self.prompts(count, kinds), self.target.recipe.evaluate.max_new_tokens
         name = f"base_answers{tag(kinds)}-{count}-{tokens}"
         greedy = Decoding(temperature=0.0, max_new_tokens=tokens)
         file: StageFile[Response] = StageFile(self.shared or self.folder, name, Response)
-        items = [
-            (f"{p.id}/0", partial(sample_answer, self.engine, p, f"{p.id}/0", greedy, "base"))
-            for p in prompts
-        ]
+
+        async def answer(prompt: Prompt, id: str) -> Response:
+            return await sample_answer(self.engine, prompt, id, greedy, "base")
+
+        items = [(f"{p.id}/0", partial(answer, p, f"{p.id}/0")) for p in prompts]
         return collect(self.screen, "base answers", file, items, "answers")
 
 
@@ -177,7 +178,6 @@ def evaluate(job: Job, task: Task[Any]) -> Card:
     Raises:
         StoreError: results are there that were made with other settings, or there are no cases.
     """
-    begin = time.perf_counter()
     card: Scorecard[Any] = Scorecard(job.folder, task.file, task.kind)
     settings = {**task.settings(job), **job.model_settings()}
     if card.finished() is None:
@@ -187,13 +187,12 @@ def evaluate(job: Job, task: Task[Any]) -> Card:
     if (done := card.finished()) is not None:
         return done
     results = task.results(job, card.results)
-    card.results.finish(results)
-    more: dict[str, Any] = {"seconds": round(time.perf_counter() - begin, 1)}
-    if costs := [result.cost for result in results if hasattr(result, "cost")]:
-        more["cost"] = asdict(sum(costs, Cost()))
-    more |= task.more(results)
     scores = task.scores(results, job.seed)
-    return card.finish(task.name, job.target.name, settings, scores, **more)
+    more: dict[str, Any] = {}
+    if hasattr(task.kind, "cost"):
+        more["cost"] = asdict(sum((result.cost for result in results), Cost()))
+    more["seconds"], job.begin = round(time.perf_counter() - job.begin, 1), time.perf_counter()
+    return card.finish(task.name, job.target.name, settings, scores, **more, **task.more(results))
 
 
 # --- What settings are made of --------------------------------------------------------------------
@@ -226,7 +225,7 @@ def decoding_settings(settings: Decoding) -> dict[str, Any]:
     }
 
 
-def texts(prompts: Sequence[Prompt]) -> int:
+def texts_digest(prompts: Sequence[Prompt]) -> int:
     """What tells these prompts from others under the same ids."""
     return stable_seed(*(p.text for p in prompts))
 
@@ -237,60 +236,7 @@ def tag(kinds: Sequence[str]) -> str:
     return "".join(f"-{kind}" for kind in kinds[:3]) + more
 
 
-# --- Commands -------------------------------------------------------------------------------------
-
-OpenJob = Callable[[str, str | None, Path | None, bool, Sequence[str]], AbstractContextManager[Job]]
-"""(target, checkpoint, folder for the results, whether JSON is wanted, overrides)."""
-
-
-class Shown(NamedTuple):
-    """What ``eval`` shows when a task's command is done."""
-
-    cards: list[Card]
-    as_json: bool
-    folder: Path | None
-
-
-def with_job(
-    command: Callable[..., Card | list[Card]] | None = None, *, target: bool = True
-) -> Callable[..., Any]:
-    """Give a command (job, own options) → scorecard what all have: TARGET, folder, overrides.
-
-    The context's object, an ``OpenJob``, opens the job. ``target``: False where the command may do
-    without one; its job is None then.
-    """
-    if command is None:
-        return functools.partial(with_job, target=target)
-    own = command
-
-    @functools.wraps(own)
-    def call(
-        *,
-        target: str | None,
-        checkpoint: str | None,
-        out: Path | None,
-        as_json: bool,
-        overrides: tuple[str, ...],
-        **rest: Any,
-    ) -> Shown:
-        opened: AbstractContextManager[Job | None] = nullcontext()
-        if target is not None:
-            opened = click.get_current_context().obj(target, checkpoint, out, as_json, overrides)
-        with opened as job:
-            found = own(job, **rest)
-        cards = found if isinstance(found, list) else [found]
-        return Shown(cards, as_json, job.folder if job else None)
-
-    given = (
-        click.argument("target", required=target),
-        click.option("--checkpoint", help="Of a run: base, bootstrap or iteration-N [last]."),
-        click.option("--out", type=click.Path(path_type=Path), help="Folder for the results."),
-        click.option("--json", "as_json", is_flag=True, help="Scores as JSON, and nothing else."),
-        click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key."),
-    )
-    for option in reversed(given):
-        call = option(call)
-    return call
+# --- What commands have in common -----------------------------------------------------------------
 
 
 def with_decoding(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import ROLES, Adapters, Run, Summary, adapters_after, kept_after, standing
 from spar_lite.steps import MODEL, Items, Place
-from spar_lite.store import Marker, StageFile
+from spar_lite.store import StageFile
 from spar_lite.templates import answer_messages
 from spar_lite.warmup import TASKS
 
@@ -52,7 +52,9 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     if iteration:  # its own, whether it will be kept or not
         adapters = Adapters(at.folder / "actor", at.folder / "refiner")
     own = ("prompts", "review", "max_new_tokens", "reply_tokens")  # IFEval may be asked for later
-    uses = [*TASKS, *(f"evaluate.{name}" for name in own)]
+    uses = [*TASKS, *(f"evaluate.{key}" for key in own)]
+    if iteration is not None:
+        uses.append("bootstrap")
     answers = at.each(
         "heldout_answers",
         Response,
@@ -130,7 +132,7 @@ def keep_better(run: Run, number: int) -> None:
         )
         change = paired_difference(before, after, recipe.seed)
         # A run that is scored only afterwards has gone on from this one already.
-        gone_on = Marker(run.folder / f"iteration-{number + 1}", "responses").read() is not None
+        gone_on = any(run.folder.glob(f"iteration-{number + 1}/responses.*"))
         worse = change.value < 0 and not gone_on
         if worse:
             run.screen.say(
@@ -155,6 +157,8 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
     if not run.recipe.evaluate.ifeval:
         return
     keys = [f"evaluate.{key}" for key in ("ifeval", "ifeval_data", "ifeval_tokens")]
+    if iteration is not None:
+        keys.append("bootstrap")
     of = [adapters_after(run.recipe, run.folder, iteration)]
     Place(run, name).note(
         "ifeval", lambda: _ifeval(run, name, iteration), uses=[*MODEL, *keys], of=of
@@ -189,7 +193,7 @@ def _ifeval(run: Run, place: str, iteration: int | None) -> Summary:
         target,
         target.home,
         run.screen,
-        lambda *_: run.engine,  # type: ignore[arg-type]
+        run.open_engine,
         bar=f"{place}/ifeval",
     )
     plan = job.plan("greedy", 1, recipe.evaluate.ifeval_tokens)

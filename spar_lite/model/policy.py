@@ -47,6 +47,10 @@ class Policy:
         self.quantized = quantized
         self.role: Role | None = None
         self.fast: FastWeights | None = None
+        self._fresh = {
+            role: {name: tensor.cpu().clone() for name, tensor in self.weights(role).items()}
+            for role in ADAPTERS
+        }
         self.switch("actor")
 
     @classmethod
@@ -229,13 +233,18 @@ class Policy:
         if staging.exists():
             _remove(staging)
 
-    def restore(self, role: Role, folder: Path) -> None:
-        """Load an adapter that ``save`` wrote into this role.
+    def restore(self, role: Role, folder: Path | None) -> None:
+        """Load an adapter that ``save`` wrote into this role; None: the fresh one of the beginning.
 
         Raises:
             ModelError: the folder holds no adapter, one that is no plain LoRA of our scale and
                 shape, or one that is not finite.
         """
+        if folder is None:
+            self.slow_down()
+            fresh = self._fresh[role].items()
+            self.put(ADAPTERS[role], {name: tensor.to(self.device) for name, tensor in fresh})
+            return
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"{folder} holds no adapter_model.safetensors.")
         try:

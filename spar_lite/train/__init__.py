@@ -89,17 +89,18 @@ def train_actor(
     term is another where ``settings.loss`` says so. The metrics' ``logp_…`` are over all pairs.
 
     ``passed``: answers that are good as they are. Each is preferred to itself, a preference whose
-    gradient is 0 at any time, so that they are learnt by the second term alone. They count as
-    examples, and in TRL's own metrics.
+    gradient is 0 at any time, so that they are learnt by the second term alone; or, where rejected
+    answers have no end token, to itself without its end. They count as examples, and in TRL's own
+    metrics.
 
     Raises:
         TrainingError: no pair fits ``max_length``, the template thinks, a loss or gradient is not
             finite, or a promise of this module is broken.
     """
     same = [PreferencePair(x.id, x.id, x.prompt, x.completion, x.completion) for x in passed]
-    rows = [pair_row(policy, pair) for pair in (*pairs, *same)]
+    rows = [pair_row(policy, pair, settings.rejected_end) for pair in (*pairs, *same)]
     kept = [row for row in rows if row["length"] <= settings.max_length]
-    preferred = [row for row in kept if row["chosen_ids"] != row["rejected_ids"]]
+    preferred = [row for row in rows[: len(pairs)] if row["length"] <= settings.max_length]
     with _run(policy, "actor", settings, len(kept), len(rows), seed) as run:
         config = DpoArguments(
             **run.arguments,

@@ -47,10 +47,14 @@ def _open_replies(
                 labels[start:end] = reply
 
 
-def pair_row(policy: Policy, pair: PreferencePair) -> dict[str, Any]:
-    """One pair as the ids of prompt, chosen and rejected, the last without an end if cut off."""
+def pair_row(policy: Policy, pair: PreferencePair, rejected_end: bool = True) -> dict[str, Any]:
+    """One pair as the ids of prompt, chosen and rejected; one that was cut off has no end token.
+
+    ``rejected_end``: False where the rejected one never has.
+    """
     prompt, chosen = tokenize(policy, pair.prompt, pair.chosen)
-    _, rejected = tokenize(policy, pair.prompt, pair.rejected, finished=not pair.cut_off)
+    finished = rejected_end and not pair.cut_off
+    _, rejected = tokenize(policy, pair.prompt, pair.rejected, finished)
     return {
         "prompt_ids": prompt,
         "chosen_ids": chosen,

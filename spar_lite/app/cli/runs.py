@@ -47,16 +47,17 @@ def run(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def status(folder: Path) -> None:
     """Show how far a run is, its scores and what it has cost."""
+    from spar_lite.errors import StoreError
     from spar_lite.loop import spar
     from spar_lite.run import Run, Screen
 
     settings = _saved_recipe(folder)
     console = make_console()
-    left = Run(settings, folder, Screen()).unfinished(spar)
-    console.print(
-        f"{folder}: finished" if not left else f"{folder}: next is {left[0]}",
-        highlight=False,
-    )
+    try:
+        left = Run(settings, folder, Screen()).unfinished(spar)
+        console.print(f"{folder}: {f'next is {left[0]}' if left else 'finished'}", highlight=False)
+    except StoreError as fault:  # a file was touched; what it left is shown all the same
+        console.print(str(fault), highlight=False, markup=False, soft_wrap=True, style="red")
     _tables(console, folder, settings)
 
 

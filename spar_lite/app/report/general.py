@@ -1,35 +1,32 @@
 """The table of general tasks: one row a figure, with its interval and n.
 
-Built from scorecards alone; nothing is computed here.
+Built from the scorecard alone; nothing is computed here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 
-def general_table(cards: Sequence[Mapping[str, Any]]) -> Table:
+def general_table(card: Mapping[str, Any]) -> Table:
     """The figures of every task; shares of 0 to 1 as percentages."""
-    first = cards[0]
-    seconds = sum(card["seconds"] for card in cards)
     table = Table(
-        title=escape(f"general: {first['target']}"),
+        title=escape(f"general: {card['target']}"),
         title_justify="left",
-        caption=f"{sum(card['requests'] for card in cards):,} requests, {seconds:,.0f} s",
+        caption=f"{card['requests']:,} requests, {card['seconds']:,.0f} s",
     )
     for name in ("task", "metric"):
         table.add_column(name)
     table.add_column("value \\[95 % interval]", justify="right")
     table.add_column("n", justify="right")
-    for card in cards:
-        for name, score in card["scores"].items():
-            task, _, metric = name.rpartition(":")
-            table.add_row(escape(task), escape(metric), escape(_shown(score)), str(score["n"]))
+    for name, score in card["scores"].items():
+        task, _, metric = name.rpartition(":")
+        table.add_row(escape(task), escape(metric), escape(_shown(score)), str(score["n"]))
     return table
 
 

@@ -13,16 +13,15 @@ import click
 
 from spar_lite import constraints
 from spar_lite.evaluation.answer import ANSWER_POINTS, CheckedAnswer, check_answer, scores
-from spar_lite.evaluation.inference_search import Final, Plan
+from spar_lite.evaluation.inference_search import Final, Plan, Way
 from spar_lite.evaluation.runner import (
     Card,
     Job,
     Task,
     evaluate,
     plan_settings,
-    texts,
+    texts_digest,
     with_decoding,
-    with_job,
 )
 from spar_lite.evaluation.stats import Interval, wilson
 from spar_lite.records import Cost, Prompt
@@ -81,14 +80,19 @@ class Constraints(Task[ConstraintsResult]):
         self.file = f"constraints-{plan.name}"
 
     def settings(self, job: Job) -> dict[str, Any]:
-        kinds = list(job.target.recipe.prompts.kinds)
-        found = {"prompts": self.count, "kinds": kinds, "texts": texts(job.prompts(self.count))}
-        return found | plan_settings(self.plan)
+        return {
+            "prompts": self.count,
+            "kinds": list(job.target.recipe.prompts.kinds),
+            "texts": texts_digest(job.prompts(self.count)),
+            **plan_settings(self.plan),
+        }
 
     def results(self, job: Job, file: StageFile[ConstraintsResult]) -> list[ConstraintsResult]:
         prompts = job.prompts(self.count)
         finals = job.answers(self.file, prompts, self.plan)
-        return [check_final(p, final) for p, final in zip(prompts, finals, strict=True)]
+        results = [check_final(p, final) for p, final in zip(prompts, finals, strict=True)]
+        file.finish(results)
+        return results
 
     def scores(self, results: Sequence[ConstraintsResult], seed: int) -> dict[str, Interval]:
         return constraint_scores(results, seed)
@@ -97,8 +101,7 @@ class Constraints(Task[ConstraintsResult]):
 @click.command("constraints")
 @click.option("--count", default=0, help="Held-out prompts [the recipe's evaluate.prompts].")
 @with_decoding
-@with_job
-def command(job: Job, count: int, way: str, budget: int) -> Card:
+def command(job: Job, count: int, way: Way, budget: int) -> Card:
     """Answers that count on held-out builtin prompts, and constraints met by kind; by a program."""
     settings = job.target.recipe.evaluate
     plan = job.plan(way, budget, settings.max_new_tokens)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spar_lite.errors import SparError
-from spar_lite.evaluation.runner import Card, Job, Task, evaluate, with_job
+from spar_lite.evaluation.runner import Card, Job, Task, evaluate
 from spar_lite.evaluation.stats import Z95, Interval, wilson
 from spar_lite.store import StageFile
 
@@ -182,7 +182,9 @@ class General(Task[GeneralResult]):
         self.known, self.task, self.limit = known, task, limit
         self.batch, self.chat, self.allow_code = batch, chat, allow_code
         self.file = "general-" + re.sub(r"[^\w.-]+", "-", task)
+        self.loaded: dict[str, Any] = {}
         self.found: Found = {}
+        self.figures: dict[str, Interval] = {}
         self.requests = 0
 
     def settings(self, job: Job) -> dict[str, Any]:
@@ -217,12 +219,13 @@ class General(Task[GeneralResult]):
             allow_code=self.allow_code,
             answered=answered,
         )
-        results = general_results(self.found)
-        job.screen.end(f"{len(general_scores(self.found))} figures")
+        results, self.figures = general_results(self.found), general_scores(self.found)
+        job.screen.end(f"{len(self.figures)} figures")
+        file.finish(results)
         return results
 
     def scores(self, results: Sequence[GeneralResult], seed: int) -> dict[str, Interval]:
-        return general_scores(self.found)
+        return self.figures
 
     def more(self, results: Sequence[GeneralResult]) -> dict[str, Any]:
         return {"requests": self.requests, "stderr": standard_errors(self.found)}
@@ -241,7 +244,6 @@ class General(Task[GeneralResult]):
 )
 @click.option("--no-chat-template", is_flag=True, help="Plain text, as for base models.")
 @click.option("--allow-code", is_flag=True, help="Run code that the model writes (humaneval).")
-@with_job
 def command(
     job: Job,
     words: str,
@@ -250,7 +252,7 @@ def command(
     batch: int,
     no_chat_template: bool,
     allow_code: bool,
-) -> list[Card]:
+) -> Card:
     """General abilities: tasks of lm-evaluation-harness, with the actor's adapter if there is one.
 
     The harness batches by itself, so this is slower than the other tasks. Each task has a scorecard
@@ -268,4 +270,21 @@ def command(
     known = HarnessTasks(include)
     known.check(names)
     chat = not no_chat_template
-    return [evaluate(job, General(known, name, limit, batch, chat, allow_code)) for name in names]
+    return together(
+        [evaluate(job, General(known, name, limit, batch, chat, allow_code)) for name in names]
+    )
+
+
+def together(cards: Sequence[Card]) -> Card:
+    """All tasks' scorecards as one."""
+    names = [card["settings"]["tasks"] for card in cards]
+    return {
+        "task": "general",
+        "target": cards[0]["target"],
+        "settings": {**cards[0]["settings"], "tasks": names},
+        "scores": {name: score for card in cards for name, score in card["scores"].items()},
+        "stderr": {name: error for card in cards for name, error in card["stderr"].items()},
+        "results_files": [card["results_file"] for card in cards],
+        "requests": sum(card["requests"] for card in cards),
+        "seconds": round(sum(card["seconds"] for card in cards), 1),
+    }

@@ -3,7 +3,6 @@
 The verifiers and their strict and loose rules are lm-evaluation-harness's own (extra ``eval``).
 This file reads prompts and responses, calls them, and adds intervals; values equal the harness's
 own aggregate to the last digit. NLTK's data are looked up on disk and never fetched.
-
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ from typing import Any
 import click
 
 from spar_lite.errors import SparError, StoreError, did_you_mean
-from spar_lite.evaluation.inference_search import Plan
+from spar_lite.evaluation.inference_search import Plan, Way
 from spar_lite.evaluation.runner import (
     Card,
     Job,
     Task,
     evaluate,
     plan_settings,
-    texts,
+    texts_digest,
     with_decoding,
-    with_job,
 )
 from spar_lite.evaluation.stats import Interval, bootstrap, wilson
 from spar_lite.records import Cost, Prompt
@@ -302,21 +300,22 @@ class Ifeval(Task[IfevalResult]):
     kind = IfevalResult
 
     def __init__(self, prompts: Sequence[IfevalPrompt], plan: Plan, file: str = "") -> None:
-        self.utils = verifiers()
-        check_prompts(self.utils, prompts)
         self.prompts, self.plan = prompts, plan
         self.file = file or f"ifeval-{plan.name}"
 
     def settings(self, job: Job) -> dict[str, Any]:
         asked = [p.as_prompt() for p in self.prompts]
-        return {"prompts": len(asked), "texts": texts(asked), **plan_settings(self.plan)}
+        return {"prompts": len(asked), "texts": texts_digest(asked), **plan_settings(self.plan)}
 
     def results(self, job: Job, file: StageFile[IfevalResult]) -> list[IfevalResult]:
-        finals = job.answers(self.file, [p.as_prompt() for p in self.prompts], self.plan)
-        return [
-            verify(self.utils, p, f.text, f.picked, f.finished, f.cost)
+        utils, asked = verifiers(), [p.as_prompt() for p in self.prompts]
+        finals = job.answers(self.file, asked, self.plan)
+        results = [
+            verify(utils, p, f.text, f.picked, f.finished, f.cost)
             for p, f in zip(self.prompts, finals, strict=True)
         ]
+        file.finish(results)
+        return results
 
     def scores(self, results: Sequence[IfevalResult], seed: int) -> dict[str, Interval]:
         return ifeval_scores(results, seed)
@@ -327,9 +326,7 @@ class Ifeval(Task[IfevalResult]):
 
 def score_responses(prompts: Sequence[IfevalPrompt], responses: Path, limit: int = 0) -> Card:
     """IFEval on a file of responses; no model is loaded and nothing written."""
-    utils = verifiers()
-    check_prompts(utils, prompts)
-    found = read_responses(responses, prompts, limit)
+    utils, found = verifiers(), read_responses(responses, prompts, limit)
     prompts = prompts[: limit or None]
     results = [verify(utils, p, found[p.key]) for p in prompts]
     scores = {name: asdict(score) for name, score in ifeval_scores(results).items()}
@@ -342,15 +339,15 @@ def score_responses(prompts: Sequence[IfevalPrompt], responses: Path, limit: int
 @click.option("--responses", type=click.Path(path_type=Path), help="Score this JSONL; no model.")
 @click.option("--max-new-tokens", default=1280, show_default=True, help="Longest answer.")
 @click.option("--limit", type=click.IntRange(0), default=0, help="Only the first prompts.")
+@click.argument("target", required=False)
 @with_decoding
-@with_job(target=False)
 def command(
     job: Job | None,
     data: Path | None,
     responses: Path | None,
     max_new_tokens: int,
     limit: int,
-    way: str,
+    way: Way,
     budget: int,
 ) -> Card:
     """IFEval: prompt and instruction level, strict and loose, by lm-evaluation-harness's verifiers.
@@ -359,8 +356,9 @@ def command(
     """
     if (job is None) == (responses is None):
         raise StoreError("wanted a TARGET or --responses FILE, and not both.")
-    verifiers()
+    utils = verifiers()
     prompts = read_ifeval(data) if data else hub_ifeval()
+    check_prompts(utils, prompts)
     if job is None:
         assert responses is not None
         return score_responses(prompts, responses, limit)

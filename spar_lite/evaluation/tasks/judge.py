@@ -4,7 +4,6 @@ Two sources of cases with a known truth: LLMBar, whose preferred output counts a
 instruction and the other as not; and minimal pairs that a program made from a model's own answers,
 half of which meet every constraint. Either way half of the truth is Yes, so a judge that always
 says the same word is right half of the time.
-
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from spar_lite.evaluation.runner import (
     decoding_settings,
     evaluate,
     kinds_named,
-    with_job,
+    tag,
 )
 from spar_lite.evaluation.stats import Interval, bootstrap, f1, f1_score, macro_mean, wilson
 from spar_lite.judge import judge_answer
@@ -248,10 +247,9 @@ class Judging(Task[JudgeResult]):
         return judge_scores(results, seed)
 
 
-def builtin_cases(job: Job, count: int, kinds: Sequence[str], tokens: int) -> list[JudgeCase]:
+def builtin_cases(job: Job, count: int, kinds: Sequence[str]) -> list[JudgeCase]:
     """Minimal pairs made from the bare base's answers to held-out prompts."""
-    answers = job.base_answers(count, kinds, tokens)
-    return minimal_pairs(job.prompts(count, kinds), answers, job.seed)
+    return minimal_pairs(job.prompts(count, kinds), job.base_answers(count, kinds), job.seed)
 
 
 @click.command("judge")
@@ -265,15 +263,14 @@ def builtin_cases(job: Job, count: int, kinds: Sequence[str], tokens: int) -> li
 @click.option("--data", type=click.Path(path_type=Path), help="LLMBar's folder or a dataset.json.")
 @click.option("--count", default=200, show_default=True, help="Prompts for --on constraints.")
 @click.option("--kinds", default="", help="Their constraint kinds, with commas [the recipe's].")
-@with_job
 def command(job: Job, source: str, data: Path | None, count: int, kinds: str) -> Card:
     """Accuracy and F1 of the refiner as a judge, each answer judged by itself."""
     if source == "llmbar":
         return evaluate(job, Judging(llmbar_cases(data) if data else hub_llmbar(), "llmbar"))
     chosen = kinds_named(kinds)
-    cases = builtin_cases(job, count, chosen, job.target.recipe.evaluate.max_new_tokens)
-    name = "-".join(["constraints", *chosen[:3]])
-    return evaluate(job, Judging(cases, name, {"kinds": list(chosen), "prompts": count}))
+    own = {"kinds": list(chosen), "prompts": count}
+    cases = builtin_cases(job, count, chosen)
+    return evaluate(job, Judging(cases, f"constraints{tag(chosen)}", own))
 
 
 def hub_llmbar() -> list[JudgeCase]:

@@ -3,7 +3,6 @@
 The answers to mend are the bare base model's own, so that every checkpoint of a base gets the same
 ones; a program knows which fail and what is truly mended. The refiner's own votes say what it
 believes; the gap between the two is its self-flattery (the paper: 79.0 by GPT-4o, 90.5 by itself).
-
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from spar_lite.evaluation.runner import (
     evaluate,
     kinds_named,
     tag,
-    texts,
-    with_job,
+    texts_digest,
 )
 from spar_lite.evaluation.stats import Interval, bootstrap_mean, wilson
 from spar_lite.judge import judge_answer, program_view
@@ -158,32 +156,30 @@ class Refining(Task[RefineResult]):
     name = "refine"
     kind = RefineResult
 
-    def __init__(
-        self, count: int, kinds: Sequence[str], critic: Critic, tokens: int, reply_tokens: int
-    ) -> None:
+    def __init__(self, count: int, kinds: Sequence[str], critic: Critic) -> None:
         self.count, self.kinds, self.critic = count, kinds, critic
-        self.tokens, self.reply_tokens = tokens, reply_tokens
         self.file = f"refine-{critic}{tag(kinds)}"
 
     def settings(self, job: Job) -> dict[str, Any]:
-        judge = job.target.recipe.judge
+        judge, lengths = job.target.recipe.judge, job.target.recipe.evaluate
         return {
             "prompts": self.count,
             "kinds": list(self.kinds or job.target.recipe.prompts.kinds),
-            "texts": texts(job.prompts(self.count, self.kinds)),
+            "texts": texts_digest(job.prompts(self.count, self.kinds)),
             "critic": self.critic,
-            "answer_tokens": self.tokens,
-            "reply_tokens": self.reply_tokens,
+            "answer_tokens": lengths.max_new_tokens,
+            "reply_tokens": lengths.reply_tokens,
             "judge": decoding_settings(judge),
             "votes": judge.votes,
         }
 
     def results(self, job: Job, file: StageFile[RefineResult]) -> list[RefineResult]:
-        prompts, judge = job.prompts(self.count, self.kinds), job.target.recipe.judge
-        answers = job.base_answers(self.count, self.kinds, self.tokens)
+        recipe = job.target.recipe
+        settings = (recipe.judge, self.critic, recipe.evaluate.reply_tokens)
+        answers = job.base_answers(self.count, self.kinds)
         items = [
-            (p.id, partial(mend_answer, job.engine, p, a, judge, self.critic, self.reply_tokens))
-            for p, a in failed_answers(prompts, answers)
+            (p.id, partial(mend_answer, job.engine, p, answer, *settings))
+            for p, answer in failed_answers(job.prompts(self.count, self.kinds), answers)
         ]
         return collect(job.screen, "refinements", file, items, "answers")
 
@@ -200,9 +196,6 @@ class Refining(Task[RefineResult]):
     default="program",
     help="Whose critique is worked from [program].",
 )
-@with_job
 def command(job: Job, count: int, kinds: str, critic: Critic) -> Card:
     """Failed answers truly mended, and believed mended; the gap is self-flattery."""
-    settings, chosen = job.target.recipe.evaluate, kinds_named(kinds)
-    tokens = (settings.max_new_tokens, settings.reply_tokens)
-    return evaluate(job, Refining(count, chosen, critic, *tokens))
+    return evaluate(job, Refining(count, kinds_named(kinds), critic))
