@@ -108,9 +108,9 @@ class Judgements:
         return yes / (readable + left), (yes + left) / (readable + left)
 
     def _left(self, text: str) -> int:
-        """How many votes early stop left out that the value hangs on.
+        """How many votes that early stop left out could still change the value.
 
-        Nought where the program decides, which has a verdict without any vote.
+        0 where the program decides, which has a verdict without any vote.
         """
         votes, mode = self.known[text].votes, self.settings.mode
         left = self.settings.votes - len(votes)

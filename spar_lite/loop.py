@@ -36,7 +36,7 @@ from spar_lite.records import (
 from spar_lite.run import Adapters, Run, Screen, Summary, adapters_after
 from spar_lite.sample import sample_answer
 from spar_lite.search import search_tree
-from spar_lite.steps import Place, Records, step_counter, training_summary
+from spar_lite.steps import Records, StepFolder, training_progress, training_summary
 from spar_lite.warmup import fit, kinds, warm_up
 
 
@@ -87,7 +87,7 @@ class Data(NamedTuple):
 
 def self_play(run: Run, number: int) -> Data:
     """Self-play: actor and refiner, as they are, make the data by which both become better."""
-    recipe, at = run.recipe, Place(run, f"iteration-{number}")
+    recipe, at = run.recipe, StepFolder(run, f"iteration-{number}")
     start = adapters_after(recipe, run.folder, number - 1)
     seed = stable_seed(recipe.seed, at.name)
     prompts = loop_prompts(at, number)
@@ -101,8 +101,8 @@ def self_play(run: Run, number: int) -> Data:
             for p in prompts
             for k in range(recipe.sample.k)
         },
-        uses=["bootstrap", "evolve", "sample", *(["iterate"] if number > 1 else [])],
-        of=[prompts],
+        keys=["bootstrap", "evolve", "sample", *(["iterate"] if number > 1 else [])],
+        inputs=[prompts],
         adapters=start,
         summary=partial(_answered, run),
     )
@@ -116,8 +116,8 @@ def self_play(run: Run, number: int) -> Data:
             )
             for r in responses
         },
-        uses=["judge"],
-        of=[prompts, responses],
+        keys=["judge"],
+        inputs=[prompts, responses],
         adapters=start,
         summary=_judged,
     )
@@ -137,8 +137,8 @@ def self_play(run: Run, number: int) -> Data:
             )
             for p, failed in choose_negatives(prompts, responses, judgements.by_id, seed)
         },
-        uses=["judge", "search"],
-        of=[prompts, responses, judgements],
+        keys=["judge", "search"],
+        inputs=[prompts, responses, judgements],
         adapters=start,
         unit="trees",
         summary=_searched,
@@ -149,11 +149,11 @@ def self_play(run: Run, number: int) -> Data:
         "pairs",
         PreferencePair,
         lambda: preference_pairs(prompts.by_id, responses.by_id, trees),
-        uses=[],
-        of=found,
+        keys=[],
+        inputs=found,
         summary=_paired,
     )
-    at.note("audit", lambda: _audit(at), uses=[], of=[*found, pairs], unit="report")
+    at.report("audit", lambda: _audit(at), keys=[], inputs=[*found, pairs], unit="report")
     # Data for the refiner's rejection-sampling fine-tuning: accepted refinements, and critiques on
     # which the votes disagreed (2.3.4).
     examples = at.once(
@@ -162,8 +162,8 @@ def self_play(run: Run, number: int) -> Data:
         lambda: refiner_examples(
             prompts.by_id, responses, judgements.by_id, trees, recipe.rft, seed
         ),
-        uses=["rft"],
-        of=found,
+        keys=["rft"],
+        inputs=found,
         summary=kinds,
     )
     return Data(prompts, responses, judgements, trees, pairs, examples)
@@ -171,25 +171,25 @@ def self_play(run: Run, number: int) -> Data:
 
 def train(run: Run, number: int, data: Data) -> None:
     """6. DPO for the actor (2.3.3). 7. Supervised fine-tuning for the refiner (2.3.4)."""
-    recipe, at = run.recipe, Place(run, f"iteration-{number}")
+    recipe, at = run.recipe, StepFolder(run, f"iteration-{number}")
     start = adapters_after(recipe, run.folder, number - 1)
     actor = at.train(
         "actor",
         lambda: _train_actor(at, data),
-        uses=["dpo"],
-        of=[data.pairs, data.responses, data.judgements] if recipe.dpo.passed else [data.pairs],
+        keys=["dpo"],
+        inputs=[data.pairs, data.responses, data.judgements] if recipe.dpo.passed else [data.pairs],
         adapters=start,
     )
     at.train(
         "refiner",
         lambda: fit(at, "refiner", [list(data.examples)], recipe.rft),
-        uses=["rft"],
-        of=[data.examples],
+        keys=["rft"],
+        inputs=[data.examples],
         adapters=Adapters(actor, start.refiner),
     )
 
 
-def _train_actor(at: Place, data: Data) -> Summary:
+def _train_actor(at: StepFolder, data: Data) -> Summary:
     from spar_lite.train import train_actor
 
     run, settings = at.run, at.run.recipe.dpo
@@ -199,7 +199,7 @@ def _train_actor(at: Place, data: Data) -> Summary:
     passed = passed_answers(prompts, data.responses, judged, settings.passed, seed)
     for records in data:
         records.release()
-    step = step_counter(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
+    step = training_progress(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
     if not pairs:
         run.screen.say("no preference pairs: the actor stays as it is")
         return {"examples": 0}
@@ -248,7 +248,7 @@ def _paired(pairs: Sequence[PreferencePair]) -> Summary:
     }
 
 
-def _audit(at: Place) -> Summary:
+def _audit(at: StepFolder) -> Summary:
     found = iteration_metrics(at.folder)
     at.write_metrics("loop", found)
     return audit_summary(found)

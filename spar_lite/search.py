@@ -4,12 +4,12 @@ A node is an answer, an edge one refinement. A child is refined from its parent'
 judged; its value is the judgement's. BFS and DFS share one ``expand``; each tree is one coroutine,
 so trees never wait for one another, and the engine batches whatever is in flight.
 
-A judgement belongs to a text: an answer that comes back in its tree draws no lot again but shares
+A judgement belongs to a text: an answer that comes back in its tree is not judged again but shares
 the judgement of the first node that held it. Votes without a majority are drawn anew, ``ROUNDS``
 times in all. What ``judge.early_stop`` left out is drawn where two answers must be put in order,
 so that the ranking is that of all votes. A program's verdict needs none of this.
 
-Greedy: the best ``keep`` children go deeper; equal values keep their order of birth. A child
+Greedy: the best ``keep`` children go deeper; equal values keep their order of creation. A child
 without a verdict (no round had a majority) is recorded but neither accepted nor refined, and
 never the best.
 """
@@ -36,7 +36,7 @@ Rank = tuple[float, float]
 
 
 @dataclass(slots=True)
-class Grower:
+class TreeSearch:
     """One tree in the making: its nodes so far, what may still be spent, what refining has cost.
 
     What the judges say is in ``answers``, by text; a node gets its judgement in ``finished``.
@@ -85,7 +85,7 @@ class Grower:
         return bool(ranked) and self.rank(ranked[0])[0] > self.settings.gate
 
     async def best(self) -> Node:
-        """The highest node of those with a verdict, which the root has; the first of equals."""
+        """The best-valued node of those with a verdict, which the root has; the first of equals."""
         nodes = [node for node in sorted(self.nodes, key=_order) if self._has_verdict(node)]
         await self._find_first(nodes)
         return max(nodes, key=self.rank)
@@ -167,46 +167,50 @@ async def search_tree(
     """Search from one failed answer; every node, vote and reply is kept in the tree."""
     root = Node("", negative.text, None, (), judgement)
     answers = Judgements(engine, prompt, judge, {negative.text: judgement})
-    grower = Grower(engine, prompt, prompt.id, settings, answers, root, nodes=[root])
+    tree_search = TreeSearch(engine, prompt, prompt.id, settings, answers, root, nodes=[root])
     walk = breadth_first if settings.strategy == "bfs" else depth_first
-    stop, accepted = await walk(grower)
-    best = accepted or await grower.best()
+    stop, accepted = await walk(tree_search)
+    best = accepted or await tree_search.best()
     path = accepted.path if accepted else None
-    cost = grower.cost + answers.cost
-    return Tree(prompt.id, prompt.id, negative.id, grower.finished(), path, best.path, stop, cost)
+    cost = tree_search.cost + answers.cost
+    return Tree(
+        prompt.id, prompt.id, negative.id, tree_search.finished(), path, best.path, stop, cost
+    )
 
 
-async def breadth_first(grower: Grower) -> tuple[Stop, Node | None]:
+async def breadth_first(tree_search: TreeSearch) -> tuple[Stop, Node | None]:
     """Grow level by level; the gate is tested after a whole level."""
-    frontier = [grower.root]
-    for _ in range(grower.settings.depth):
-        if grower.left <= 0:
+    frontier = [tree_search.root]
+    for _ in range(tree_search.settings.depth):
+        if tree_search.left <= 0:
             return "budget", None
-        ranked = await grower.expand(frontier)
-        if grower.accepts(ranked):
+        ranked = await tree_search.expand(frontier)
+        if tree_search.accepts(ranked):
             return "accepted", ranked[0]
         if not ranked:
             return "no child", None
-        frontier = ranked[: grower.settings.keep]
+        frontier = ranked[: tree_search.settings.keep]
     return "depth", None
 
 
-async def depth_first(grower: Grower, node: Node | None = None) -> tuple[Stop, Node | None]:
+async def depth_first(
+    tree_search: TreeSearch, node: Node | None = None
+) -> tuple[Stop, Node | None]:
     """Expand a node, test the gate, then go down its best children one after another.
 
     ``stop`` is the reason of the last branch walked, "accepted" and "budget" ending the search.
     """
-    node = node or grower.root
-    if node.depth >= grower.settings.depth:
+    node = node or tree_search.root
+    if node.depth >= tree_search.settings.depth:
         return "depth", None
-    if grower.left <= 0:
+    if tree_search.left <= 0:
         return "budget", None
-    ranked = await grower.expand([node])
-    if grower.accepts(ranked):
+    ranked = await tree_search.expand([node])
+    if tree_search.accepts(ranked):
         return "accepted", ranked[0]
     stop: Stop = "no child"
-    for child in ranked[: grower.settings.keep]:
-        stop, accepted = await depth_first(grower, child)
+    for child in ranked[: tree_search.settings.keep]:
+        stop, accepted = await depth_first(tree_search, child)
         if stop in ("accepted", "budget"):
             return stop, accepted
     return stop, None

@@ -1,9 +1,10 @@
 """A step: a line of a loop that survives a kill.
 
-A step makes its records, or finds them made: ``Place.each`` one at a time, resumed by id,
-``Place.once`` all together, ``Place.train`` an adapter, ``Place.note`` a summary alone. When it is
-finished, it notes the values of the recipe's keys that it uses and a digest of everything that it
-was made from. One rule for staleness: where either differs today, that is an error which says what.
+A step makes its records, or finds them made: ``StepFolder.each`` one at a time, resumed by id,
+``once`` all together, ``train`` an adapter, ``report`` a summary alone. When it is begun and when
+it is finished, it notes the values of the recipe's keys that it depends on, and a digest of every
+file of the run that it is made from. One rule for staleness: where either differs today, that is an
+error which says what differs.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ Input = Records[Any] | Adapters | Path
 
 
 @dataclass(frozen=True)
-class Place:
+class StepFolder:
     """A folder of a run, and the steps that write there."""
 
     run: Run
@@ -92,15 +93,15 @@ class Place:
         kind: type[T],
         items: Callable[[], Items[T]],
         *,
-        uses: Sequence[str],
-        of: Sequence[Input],
+        keys: Sequence[str],
+        inputs: Sequence[Input],
         adapters: Adapters | None = None,
         unit: str = "answers",
         summary: Callable[[Records[T]], Summary] = lambda _: {},
     ) -> Records[T]:
         """Make one record per item, all in flight at once; keep each as it comes, resume by id.
 
-        ``uses``: the recipe's sections or keys that it depends on; ``of``: what it is made from.
+        ``keys``: the recipe's keys or sections that it depends on; ``inputs``: what it is made of.
         ``adapters``: those that answer, and so part of both, or None where no model does.
         """
         file = StageFile(self.folder, name, kind)
@@ -114,8 +115,9 @@ class Place:
             records._list = collect(self.run.screen, label, file, wanted, unit)
             return summary(records)
 
-        keys = (*MODEL, *uses) if adapters is not None else uses
-        self._step(name, keys, [*of, *([adapters] if adapters else [])], work)
+        if adapters is not None:
+            keys, inputs = (*MODEL, *keys), [*inputs, adapters]
+        self._step(name, keys, inputs, work)
         return records
 
     def once(
@@ -124,8 +126,8 @@ class Place:
         kind: type[T],
         make: Callable[[], Iterable[T]],
         *,
-        uses: Sequence[str],
-        of: Sequence[Input] = (),
+        keys: Sequence[str],
+        inputs: Sequence[Input] = (),
         unit: str = "",
         summary: Callable[[Records[T]], Summary] | None = None,
     ) -> Records[T]:
@@ -140,16 +142,16 @@ class Place:
             records._list = made
             return {unit or name: len(made)} if summary is None else summary(records)
 
-        self._step(name, uses, of, work)
+        self._step(name, keys, inputs, work)
         return records
 
-    def note(
+    def report(
         self,
         name: str,
         work: Callable[[], Summary],
         *,
-        uses: Sequence[str],
-        of: Sequence[Input] = (),
+        keys: Sequence[str],
+        inputs: Sequence[Input] = (),
         unit: str = "",
     ) -> None:
         """Do something whose summary is all that stays; without a unit it shows its progress."""
@@ -159,15 +161,15 @@ class Place:
                 self.run.screen.start(f"{self.name}/{name}", 1, unit)
             return work()
 
-        self._step(name, uses, of, begin)
+        self._step(name, keys, inputs, begin)
 
     def train(
         self,
         role: Role,
         learn: Callable[[], Summary],
         *,
-        uses: Sequence[str],
-        of: Sequence[Input],
+        keys: Sequence[str],
+        inputs: Sequence[Input],
         adapters: Adapters,
     ) -> Path:
         """Train one adapter from a checkpoint's, save it, and note both adapters' fingerprints.
@@ -185,7 +187,7 @@ class Place:
             return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in both}}
 
         own = adapters.actor if role == "actor" else adapters.refiner
-        self._step(role, (*MODEL, *uses), [*of, Adapters(own, None)], work)
+        self._step(role, (*MODEL, *keys), [*inputs, Adapters(own, None)], work)
         return self.folder / role
 
     def write_metrics(self, kind: str, found: Mapping[str, Any]) -> None:
@@ -198,7 +200,7 @@ class Place:
     # --- What all steps have in common ------------------------------------------------------------
 
     def _step(
-        self, name: str, keys: Sequence[str], of: Sequence[Input], work: Callable[[], Summary]
+        self, name: str, keys: Sequence[str], inputs: Sequence[Input], work: Callable[[], Summary]
     ) -> None:
         """Find a step finished, and check that it still is, or do it and mark it, last of all.
 
@@ -210,7 +212,7 @@ class Place:
         if not run.lenient:
             for noted in (found, read_json(begun) if found is None else None):
                 if noted is not None:
-                    _check(run, label, noted, keys, of)
+                    _check(run, label, noted, keys, inputs)
         if run.listing is not None:
             run.listing.append(Step(label, found is not None))
         if found is not None or run.listing is not None:
@@ -218,7 +220,7 @@ class Place:
         begin = time.perf_counter()
         run.take_usage()
         run.ledger(stage=label, event="start")
-        made = {"recipe": recipe_slice(run.recipe, keys), "of": _digests(run.folder, of)}
+        made = {"recipe": recipe_slice(run.recipe, keys), "inputs": _digests(run.folder, inputs)}
         write_text(begun, json_text(made))
         summary = work()
         cost: Summary = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
@@ -229,7 +231,9 @@ class Place:
         run.screen.end(describe(summary))
 
 
-def _check(run: Run, label: str, found: Summary, keys: Sequence[str], of: Sequence[Input]) -> None:
+def _check(
+    run: Run, label: str, found: Summary, keys: Sequence[str], inputs: Sequence[Input]
+) -> None:
     """Refuse a step that was made with other recipe values or from other files."""
     now, then = recipe_slice(run.recipe, keys), found["recipe"]
     # A key that only one of them has came or went with a version; it is nobody's change of mind.
@@ -240,7 +244,7 @@ def _check(run: Run, label: str, found: Summary, keys: Sequence[str], of: Sequen
                 f"recipe now says {now[key]!r}. To go on with this run: "
                 f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder."
             )
-    there, made_of = _digests(run.folder, of), found.get("of")
+    there, made_of = _digests(run.folder, inputs), found.get("inputs")
     for name in sorted(there.keys() ^ made_of.keys()) if made_of is not None else []:
         how = "without" if name in there else "from"
         raise StoreError(
@@ -255,10 +259,10 @@ def _check(run: Run, label: str, found: Summary, keys: Sequence[str], of: Sequen
             )
 
 
-def _digests(folder: Path, of: Sequence[Input]) -> dict[str, str | None]:
+def _digests(folder: Path, inputs: Sequence[Input]) -> dict[str, str | None]:
     """SHA-256 of each input's file by its name in the run; None where there is no such file yet."""
     paths: list[Path] = []
-    for source in of:
+    for source in inputs:
         if isinstance(source, Adapters):
             paths += [path / "adapter_model.safetensors" for path in source if path]
         else:
@@ -341,7 +345,7 @@ def training_summary(report: TrainingReport) -> Summary:
     return {k: v for k, v in asdict(report).items() if k != "seconds"}
 
 
-def step_counter(
+def training_progress(
     screen: Screen, label: str, parts: Sequence[int], settings: Training
 ) -> Callable[[int, int, int], None]:
     """Turn a trainer's (step, its steps in all, tokens so far) into one bar for all its parts.

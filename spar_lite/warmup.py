@@ -36,7 +36,7 @@ from spar_lite.run import (
     last_checkpoint,
 )
 from spar_lite.sample import sample_answer
-from spar_lite.steps import Place, Records, step_counter, training_summary
+from spar_lite.steps import Records, StepFolder, training_progress, training_summary
 from spar_lite.store import StageFile
 from spar_lite.templates import (
     answer_messages,
@@ -52,11 +52,11 @@ TASKS = ("prompts.kinds", "prompts.per_prompt")
 
 def warm_up(run: Run) -> None:
     """Warm both adapters up, as far as the recipe says."""
-    recipe, at = run.recipe, Place(run, "bootstrap")
+    recipe, at = run.recipe, StepFolder(run, "bootstrap")
     warm = recipe.bootstrap
     if warm.start_from:
-        uses = ["model.lora", "bootstrap.start_from"]
-        at.note("start", lambda: _start_from(at), uses=uses, unit="copy")
+        keys = ["model.lora", "bootstrap.start_from"]
+        at.report("start", lambda: _start_from(at), keys=keys, unit="copy")
         return
     rows = warmup_rows(run)
 
@@ -66,8 +66,8 @@ def warm_up(run: Run) -> None:
     refiner = at.train(
         "refiner",
         lambda: fit(at, "refiner", lessons_for("refiner"), warm),
-        uses=["bootstrap"],
-        of=[rows],
+        keys=["bootstrap"],
+        inputs=[rows],
         adapters=FRESH,
     )
     if warm.actor:
@@ -75,30 +75,30 @@ def warm_up(run: Run) -> None:
         at.train(
             "actor",
             lambda: fit(at, "actor", lessons_for("actor"), settings),
-            uses=["bootstrap"],
-            of=[rows],
+            keys=["bootstrap"],
+            inputs=[rows],
             adapters=Adapters(None, refiner),
         )
 
 
 def warmup_rows(run: Run) -> Records[TrainingExample]:
     """The rows that are taught: lessons of the base model's own answers, or a file's."""
-    recipe, at = run.recipe, Place(run, "bootstrap")
+    recipe, at = run.recipe, StepFolder(run, "bootstrap")
     warm, asked = recipe.bootstrap, warmup_tasks(recipe)
     if warm.source != "constraints":
         return at.once(
             "examples",
             TrainingExample,
             lambda: _limited(released_rows(Path(warm.source)), warm.examples),
-            uses=["seed", "bootstrap.source", "bootstrap.examples"],
-            of=[Path(warm.source)],
+            keys=["seed", "bootstrap.source", "bootstrap.examples"],
+            inputs=[Path(warm.source)],
             summary=kinds,
         )
     prompts = at.once(
         "prompts",
         Prompt,
         lambda: builtin_prompts(asked, recipe.seed, "warmup", warm.prompts),
-        uses=[
+        keys=[
             "seed", *TASKS, "bootstrap.source", "bootstrap.prompts", "bootstrap.kinds",
             "bootstrap.per_prompt",
         ],
@@ -112,8 +112,8 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
             for p in prompts
             for k in range(warm.k)
         },
-        uses=["bootstrap.k", "bootstrap.max_new_tokens"],
-        of=[prompts],
+        keys=["bootstrap.k", "bootstrap.max_new_tokens"],
+        inputs=[prompts],
         adapters=FRESH,
         summary=lambda found: {"answers": len(found)},
     )
@@ -121,8 +121,8 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
         "examples",
         TrainingExample,
         lambda: _limited(lessons(prompts, answers, recipe.seed, warm.minimal), warm.examples),
-        uses=["bootstrap.minimal", "bootstrap.examples"],
-        of=[prompts, answers],
+        keys=["bootstrap.minimal", "bootstrap.examples"],
+        inputs=[prompts, answers],
         summary=kinds,
     )
 
@@ -141,13 +141,15 @@ def kinds(rows: Sequence[TrainingExample]) -> Summary:
 
 
 def fit(
-    at: Place, role: Role, parts: Sequence[list[TrainingExample]], settings: Training
+    at: StepFolder, role: Role, parts: Sequence[list[TrainingExample]], settings: Training
 ) -> Summary:
     """Supervised training of one adapter on each part in turn."""
     from spar_lite.train import train_on_examples
 
     run, summary = at.run, Summary(examples=0)
-    step = step_counter(run.screen, f"{at.name}/{role}", [len(rows) for rows in parts], settings)
+    step = training_progress(
+        run.screen, f"{at.name}/{role}", [len(rows) for rows in parts], settings
+    )
     for number, rows in enumerate(filter(None, parts)):
         seed = stable_seed(run.recipe.seed, at.name, role, *([number] if number else []))
         found = training_summary(train_on_examples(run.policy, role, rows, settings, seed, step))
@@ -180,7 +182,7 @@ def warmup_tasks(recipe: Recipe) -> Prompts:
     return recipe.prompts.model_copy(update=changes)
 
 
-def _start_from(at: Place) -> Summary:
+def _start_from(at: StepFolder) -> Summary:
     """Copy the last adapters of another run, so that this one is whole by itself."""
     run = at.run
     if (own := at.folder / "refiner.done.json").exists():

@@ -33,7 +33,7 @@ from spar_lite.evaluation.tasks.ifeval import (
 from spar_lite.recipe import Recipe, parse_recipe, recipe_slice
 from spar_lite.records import Role
 from spar_lite.run import Run
-from spar_lite.steps import Place
+from spar_lite.steps import StepFolder
 from spar_lite.store import Marker
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
@@ -459,10 +459,10 @@ def test_ifeval_may_be_asked_for_later(
     """Nothing but its own steps depends on its keys."""
     uses: dict[str, list[str]] = {}
 
-    def note(self: Place, name: str, keys: list[str], *_: Any) -> None:
+    def note(self: StepFolder, name: str, keys: list[str], *_: Any) -> None:
         uses[f"{self.name}/{name}"] = list(recipe_slice(self.run.recipe, keys))
 
-    monkeypatch.setattr(Place, "_step", note)
+    monkeypatch.setattr(StepFolder, "_step", note)
     loop.spar(Run(settings(three, prompts=3), tmp_path, Silence()))
     mine = [label for label, keys in uses.items() if any("ifeval" in key for key in keys)]
     assert mine == [f"{name}/ifeval" for name in ("base", "bootstrap", "iteration-2")]

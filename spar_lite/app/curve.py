@@ -22,7 +22,7 @@ from spar_lite.evaluation.tasks.judge import Judging, builtin_cases
 from spar_lite.evaluation.tasks.refine import Refining
 from spar_lite.records import TrainingExample, stable_seed
 from spar_lite.run import Run
-from spar_lite.steps import step_counter
+from spar_lite.steps import training_progress
 from spar_lite.store import StageFile, write_text
 from spar_lite.warmup import in_order, refiner_rows, warmup_rows, warmup_tasks
 
@@ -102,7 +102,7 @@ def _train(
         parts = in_order(run, rows)
         seed = stable_seed(run.recipe.seed, "curve", folder.name)
         settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
-        step = step_counter(run.screen, label, [len(part) for part in parts], settings)
+        step = training_progress(run.screen, label, [len(part) for part in parts], settings)
         for part in parts:
             report = train_on_examples(run.policy, "refiner", part, settings, seed, step)
             total["tokens"] += report.tokens

@@ -25,7 +25,7 @@ from spar_lite.recipe import Decoding, Evolve
 from spar_lite.records import Cost, Prompt, stable_seed
 from spar_lite.run import FRESH, Summary, adapters_after
 from spar_lite.sample import complete
-from spar_lite.steps import Items, Place, Records
+from spar_lite.steps import Items, Records, StepFolder
 from spar_lite.templates import TAXONOMY, evolve_messages, parse_evolved
 
 
@@ -63,7 +63,7 @@ class Evolution:
         return replace(prompt, text=self.text, constraints=self.constraints, complete=False)
 
 
-def loop_prompts(at: Place, number: int) -> Records[Prompt]:
+def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
     """The steps that make an iteration's prompts: drawn, and evolved where the recipe says so."""
     run, way = at.run, at.run.recipe.evolve.way
     settings, seed = run.recipe.prompts, run.recipe.seed
@@ -79,8 +79,8 @@ def loop_prompts(at: Place, number: int) -> Records[Prompt]:
         return found | ({"too_close_to_benchmark": dropped} if settings.decontaminate else {})
 
     name = "prompts" if way == "none" else "plain_prompts"
-    uses = ["seed", "prompts"]
-    plain = at.once(name, Prompt, draw, uses=uses, unit="prompts", summary=drawn)
+    keys = ["seed", "prompts"]
+    plain = at.once(name, Prompt, draw, keys=keys, unit="prompts", summary=drawn)
     if way == "none":
         return plain
 
@@ -96,8 +96,8 @@ def loop_prompts(at: Place, number: int) -> Records[Prompt]:
         "evolutions",
         Evolution,
         evolutions,
-        uses=["seed", "evolve"],
-        of=[plain],
+        keys=["seed", "evolve"],
+        inputs=[plain],
         adapters=FRESH if way == "model" else None,
         unit="prompts",
         summary=lambda found: {
@@ -116,10 +116,10 @@ def loop_prompts(at: Place, number: int) -> Records[Prompt]:
         _mind_left_out(at, number, out, len(plain))
         return prompts
 
-    return at.once("prompts", Prompt, apply, uses=[], of=[plain, found])
+    return at.once("prompts", Prompt, apply, keys=[], inputs=[plain, found])
 
 
-def _mind_left_out(at: Place, number: int, out: list[Evolution], plain: int) -> None:
+def _mind_left_out(at: StepFolder, number: int, out: list[Evolution], plain: int) -> None:
     """Say it where most of the plain prompts are left out; stop where all are."""
     run = at.run
     if len(out) <= plain / 2:

@@ -29,7 +29,7 @@ from spar_lite.evaluation.tasks.ifeval import (
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import ROLES, Adapters, Run, Summary, adapters_after, kept_after, standing
-from spar_lite.steps import MODEL, Items, Place
+from spar_lite.steps import MODEL, Items, StepFolder
 from spar_lite.store import StageFile
 from spar_lite.templates import answer_messages
 from spar_lite.warmup import TASKS
@@ -48,19 +48,19 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     settings = run.recipe.evaluate
     if not settings.prompts:
         return
-    at, adapters = Place(run, name), adapters_after(run.recipe, run.folder, iteration)
+    at, adapters = StepFolder(run, name), adapters_after(run.recipe, run.folder, iteration)
     if iteration:  # its own, whether it will be kept or not
         adapters = Adapters(at.folder / "actor", at.folder / "refiner")
     own = ("prompts", "review", "max_new_tokens", "reply_tokens")  # IFEval may be asked for later
-    uses = [*TASKS, *(f"evaluate.{key}" for key in own)]
+    keys = [*TASKS, *(f"evaluate.{key}" for key in own)]
     if iteration is not None:
-        uses.append("bootstrap")
+        keys.append("bootstrap")
     answers = at.each(
         "heldout_answers",
         Response,
         lambda: {p.id: partial(answer_heldout, run.engine, p, settings) for p in heldout(run)},
-        uses=uses,
-        of=[],
+        keys=keys,
+        inputs=[],
         adapters=adapters,
         summary=lambda found: {"answers": len(found)},
     )
@@ -85,8 +85,8 @@ def score(run: Run, name: str, iteration: int | None) -> None:
         "heldout",
         HeldoutResult,
         reviews,
-        uses=uses,
-        of=[answers],
+        keys=keys,
+        inputs=[answers],
         adapters=adapters,
         summary=lambda found: _scores(at, found),
     )
@@ -98,7 +98,7 @@ def heldout(run: Run) -> list[Prompt]:
     return builtin_prompts(recipe.prompts, recipe.seed, "heldout", recipe.evaluate.prompts)
 
 
-def _scores(at: Place, results: Sequence[HeldoutResult]) -> Summary:
+def _scores(at: StepFolder, results: Sequence[HeldoutResult]) -> Summary:
     found = summarise(list(results), at.run.recipe.seed)
     scores = {name: asdict(score) for name, score in found.items()}
     at.write_metrics("heldout", scores)
@@ -120,7 +120,7 @@ def _base_logps(
 
 def keep_better(run: Run, number: int) -> None:
     """Decide whose adapters the next iteration starts from (``iterate.keep``)."""
-    recipe, at = run.recipe, Place(run, f"iteration-{number}")
+    recipe, at = run.recipe, StepFolder(run, f"iteration-{number}")
     if recipe.iterate.keep == "always" or not recipe.evaluate.prompts:
         return
     start = standing(recipe, run.folder, number - 1)
@@ -143,7 +143,7 @@ def keep_better(run: Run, number: int) -> None:
         return {"kept": last if worse else number, "change": asdict(change)}
 
     files = [run.folder / name / "heldout.jsonl" for name in (start, at.name)]
-    at.note("keep", decide, uses=["iterate"], of=files, unit="decision")
+    at.report("keep", decide, keys=["iterate"], inputs=files, unit="decision")
 
 
 # --- IFEval ---------------------------------------------------------------------------------------
@@ -159,9 +159,9 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
     keys = [f"evaluate.{key}" for key in ("ifeval", "ifeval_data", "ifeval_tokens")]
     if iteration is not None:
         keys.append("bootstrap")
-    of = [adapters_after(run.recipe, run.folder, iteration)]
-    Place(run, name).note(
-        "ifeval", lambda: _ifeval(run, name, iteration), uses=[*MODEL, *keys], of=of
+    inputs = [adapters_after(run.recipe, run.folder, iteration)]
+    StepFolder(run, name).report(
+        "ifeval", lambda: _ifeval(run, name, iteration), keys=[*MODEL, *keys], inputs=inputs
     )
 
 
