@@ -4,8 +4,6 @@ Modes: ``llm`` is the paper's self-consistency (section 2.3.1); ``code`` asks on
 ``hybrid`` asks both, the program's verdict being the one of record for what it can check. A vote
 that cannot be read is missing, never a No; a tie or no readable vote is "no judgement". Early
 stop leaves votes out once the verdict is sure; who needs the value as well has them added.
-
-Knows the engine protocol, the templates and the constraints; nothing of trees, pairs or files.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each key is described once, here; the same words feed ``spar-lite recipe``. Defaults are the paper's
 where the paper has one (arXiv 2412.11605, appendix and public code), scaled for LoRA where that
-differs. Knows YAML and types; knows nothing about models, files of a run, or the method.
+differs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Step 1: the actor answers each prompt K times (paper, section 2.3.1).
-
-Knows only the engine protocol; batches, tokens and adapters are the engine's affair.
-"""
+"""Step 1: the actor answers each prompt K times (paper, section 2.3.1)."""
 
 from __future__ import annotations
 

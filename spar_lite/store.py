@@ -4,8 +4,6 @@ While a stage runs, its records go to ``NAME.part.jsonl``, one line each, flushe
 end they are written to ``NAME.jsonl`` in the order of the stage's inputs (so that the bytes do not
 depend on the order of arrival), then ``NAME.done.json`` is renamed into place, last of all. A kill
 at any point leaves either a finished stage or one that resumes by id; a torn last line is dropped.
-
-Knows files and records' JSON; nothing of what the records mean.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The warm-up curve: how judging and mending grow with the rows that the refiner was taught.
 
-One refiner is trained on more and more of the rows and scored at each size, on held-out topics
-with kinds of constraints that the rows teach (seen) and others (unseen). Every size keeps its
-adapter and its results; the same command goes on where it stopped. Knows runs and evaluations; no
-command line.
+One refiner is trained on more and more of the rows and scored at each size, on held-out topics with
+kinds of constraints that the rows teach (seen) and others (unseen). Every size keeps its adapter
+and its results; the same command goes on where it stopped.
 """
 
 from __future__ import annotations

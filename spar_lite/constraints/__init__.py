@@ -4,9 +4,8 @@
     >>> rule.explain("The sun is warm.")
     'The first words are "The".'
 
-Every kind is one frozen dataclass in the register `KINDS`; `compose` builds tasks from
-topics and sampled constraints. Standard library only. This folder knows no model, no
-prompt template and no other file of spar_lite.
+Every kind is one frozen dataclass in the register `KINDS`; `compose` builds tasks from topics and
+sampled constraints. Standard library only.
 """
 
 from .answer import FAULTS, Answer

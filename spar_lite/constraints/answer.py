@@ -4,7 +4,7 @@ A constraint is easily met by something that answers nothing: the phrase alone, 
 over and over, the instruction read back, a text about something else. For requests that we compose
 all of it can be checked, since their topic is known; for others what makes sense without one.
 
-The rules are those of `faults`. This file knows the request as text; no other constraint, no model.
+The rules are those of `faults`.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Constraints on the words that an answer begins and ends with.
 
-White space around the answer is ignored and a run of it counts as one space; capitals
-count. A phrase must stop at a word's end: "Wellington" does not begin with "Well".
-This file knows nothing about counts or keywords.
+White space around the answer is ignored and a run of it counts as one space; capitals count. A
+phrase must stop at a word's end: "Wellington" does not begin with "Well".
 """
 
 import random

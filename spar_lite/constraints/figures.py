@@ -1,6 +1,6 @@
 """Constraints on numbers and parts: digits or none, a numbered list, a postscript, two answers.
 
-What counts as a part is defined here. This file knows nothing about content.
+What counts as a part is defined here.
 """
 
 import random

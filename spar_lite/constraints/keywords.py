@@ -1,7 +1,7 @@
 """Constraints on single words: include, leave out, repeat.
 
-A keyword is matched as a whole word, capitals aside: "River's" and "river-bank" hold
-"river", "rivers" does not. This file knows nothing about where in the answer it stands.
+A keyword is matched as a whole word, capitals aside: "River's" and "river-bank" hold "river",
+"rivers" does not.
 """
 
 import random

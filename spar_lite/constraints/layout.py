@@ -1,6 +1,6 @@
 """Constraints on the layout: paragraphs and bullets.
 
-What counts as one is defined in `text.py` and below. This file knows nothing about content.
+What counts as one is defined in `text.py` and below.
 """
 
 import random

@@ -1,6 +1,6 @@
 """Constraints on how many words and sentences there are.
 
-What counts as one is defined in `text.py`. This file knows nothing about content.
+What counts as one is defined in `text.py`.
 """
 
 import random

@@ -1,7 +1,4 @@
-"""Constraints on single characters: commas, capitals, one letter repeated.
-
-This file knows nothing about words or sentences.
-"""
+"""Constraints on single characters: commas, capitals, one letter repeated."""
 
 import random
 import re

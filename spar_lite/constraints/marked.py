@@ -1,8 +1,7 @@
 """Constraints on marked words: a title, highlights, placeholders, words in capitals.
 
 Each must be found at least so many times, as IFEval counts them (lm-evaluation-harness 0.4,
-tasks/ifeval/instructions.py, with NLTK's words). This file knows nothing about where in the answer
-they stand, but for the title's usual place.
+tasks/ifeval/instructions.py, with NLTK's words).
 """
 
 import random

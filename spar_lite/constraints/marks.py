@@ -1,6 +1,6 @@
 """Constraints on the marks an answer ends with or stands in: a question mark, quotes.
 
-White space around the answer is ignored. This file knows nothing about words.
+White space around the answer is ignored.
 """
 
 import re

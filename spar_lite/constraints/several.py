@@ -1,7 +1,4 @@
-"""Several constraints on one answer: do they go together, are they met, mend them all.
-
-This file knows the kinds' claims and a few pairs that clash; it knows no task and no model.
-"""
+"""Several constraints on one answer: do they go together, are they met, mend them all."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,4 @@
-"""The constraint that the whole answer is one JSON object.
-
-This file knows JSON and nothing about sentences beyond how to split them.
-"""
+"""The constraint that the whole answer is one JSON object."""
 
 import json
 import random

@@ -1,8 +1,7 @@
 """Built-in tasks: a plain request for a short answer plus constraints that go together.
 
-`compose` promises the same tasks for the same seed, no text twice within a split, and
-topics that no two splits share. Asking for more tasks with the same seed only adds to the
-end. This file knows nothing about answers, models or files.
+`compose` promises the same tasks for the same seed, no text twice within a split, and topics that
+no two splits share. Asking for more tasks with the same seed only adds to the end.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What a word, a sentence and a paragraph are, and how evidence is quoted.
 
-Every constraint counts with these functions, so "two sentences" means the same everywhere.
-All of them take time linear in the text. This file knows nothing about constraints.
+Every constraint counts with these functions, so "two sentences" means the same everywhere. All of
+them take time linear in the text.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The phrases, words and numbers that sampled constraints are filled with.
 
 All in one place, so that a held-out part can be cut off: `VALUES.part("train")` and
-`VALUES.part("heldout")` share no phrase and no word. This file knows no constraint.
+`VALUES.part("heldout")` share no phrase and no word.
 """
 
 import random

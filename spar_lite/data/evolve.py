@@ -4,8 +4,6 @@ A program adds constraints that it can check, or a model rewrites the instructio
 kinds of constraints: a main one and one to three others. What carries constraints already is left
 alone; what is given none, because the model says None or writes nothing readable, or because none
 fits, is left out of the loop, which is about constraints.
-
-Knows the engine protocol, the template and the constraints; nothing of files or models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The prompts of a run: built-in tasks with checkable constraints, or a source's.
 
-Iterations take consecutive blocks, so they share no prompt. Knows constraints and sources; nothing
-of models or stages.
+Iterations take consecutive blocks, so they share no prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What got worse between two checkpoints, in words, so that no table is read for its best row.
 
-Both answered the same held-out prompts. Knows their results and statistics; nothing of files,
-runs or screens.
+Both answered the same held-out prompts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a program says of one answer, and the scores of many: the same wherever answers are scored.
-
-Knows constraints and statistics; nothing of judges, models or files.
-"""
+"""What a program says of one answer, and the scores of many, wherever answers are scored."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Reads finished files alone. Differences are paired by prompt id: bootstrap over prompts for the
 mean, McNemar's exact test where every score is 0 or 1; prompts that only one side has are left out
-and counted. What got worse is said in words. Knows files of runs; no model, no screen.
+and counted. What got worse is said in words.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The before/after score: held-out prompts, answered greedily, checked by a program.
 
 Also how well the refiner judges and mends those answers, against the program's truth. Every score
-comes with n and a 95 % interval. Knows the engine protocol and the constraints; no model, no files.
+comes with n and a 95 % interval.
 """
 
 from __future__ import annotations

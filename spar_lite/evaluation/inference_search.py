@@ -3,8 +3,6 @@
 Two phases, because one role answers at a time: the actor answers every prompt, then the refiner
 picks among the answers or mends them, judging by its own votes. The program's word is never asked
 here: where these answers are scored by a program, it would be the answer key.
-
-Knows the engine protocol and the search; nothing of scores, files or models.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``NAME.settings.json`` is written first, so that results of other settings are never mixed in;
 ``NAME.jsonl`` has one record a prompt, each with an ``id`` and, where runs are compared, a
-``score`` between 0 and 1; ``NAME.done.json`` holds the scores. Knows files; nothing of models.
+``score`` between 0 and 1; ``NAME.done.json`` holds the scores.
 """
 
 from __future__ import annotations

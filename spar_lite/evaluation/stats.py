@@ -1,7 +1,4 @@
-"""Scores with their uncertainty: n and a 95 % interval, always; comparisons on the same prompts.
-
-Knows numbers only; nothing of prompts, models or files.
-"""
+"""Scores with their uncertainty: n and a 95 % interval, always; comparisons on the same prompts."""
 
 from __future__ import annotations
 

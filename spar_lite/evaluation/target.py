@@ -1,7 +1,7 @@
 """What an evaluation is about: a run's checkpoint, an adapter's folder, or a base model.
 
-Resolves the word the user gave into recipe, adapters and a folder for results, and opens the
-engine that answers. Knows files and recipes; the model is loaded only by ``open``.
+Resolves the word the user gave into recipe, adapters and a folder for results, and opens the engine
+that answers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The key/value cache under the decoder: one row a sequence, all rows of one length.
 
-Grows in rows and length as the sequences do, never beyond a budget of bytes. Knows tensors and the
-interface that transformers' attention layers call; nothing of sequences.
+Grows in rows and length as the sequences do, never beyond a budget of bytes.
 """
 
 from __future__ import annotations

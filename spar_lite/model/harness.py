@@ -1,7 +1,6 @@
 """lm-evaluation-harness on the model in memory, with one role's adapter active.
 
-Needs the extra ``eval``, so nothing imports this file before it is asked for. Knows the harness and
-the policy; nothing of scores or files.
+Needs the extra ``eval``, so nothing imports this file before it is asked for.
 """
 
 from __future__ import annotations

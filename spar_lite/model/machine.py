@@ -1,7 +1,4 @@
-"""What the machine has to give: free memory, peak memory, threads.
-
-Knows torch and the operating system; nothing of models or requests.
-"""
+"""What the machine has to give: free memory, peak memory, threads."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The base is de-quantized and the active adapter's product added once, into new tensors; nothing is
 quantized again and the trained adapter is not touched. A step then reads 2 bytes a parameter
 instead of unpacking 4-bit blocks anew, and has no LoRA products. The price is memory for a second
-copy of the weights. Knows PEFT's layers and bitsandbytes' storage; nothing of requests.
+copy of the weights.
 """
 
 from __future__ import annotations

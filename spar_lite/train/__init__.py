@@ -5,8 +5,6 @@ finite; at step 0 of DPO both rewards are 0, so its term is ln 2; nothing is wri
 printed; afterwards the policy can generate and train again as if TRL had never been there. A broken
 promise is a ``TrainingError``, because a trainer that fails silently costs days; the adapter is
 then what it was before.
-
-Knows TRL, PEFT and token ids; nothing of stages, files, or how pairs and examples came about.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Promise: the policy is afterwards what it was, in the middle of a training too. The head is computed
 on replies alone, a slice of the vocabulary at a time, by what TRL computes its losses with: prompts
-have no logits. Knows token ids and roles; nothing of losses, or of what the numbers are for.
+have no logits.
 """
 
 from __future__ import annotations

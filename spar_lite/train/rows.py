@@ -1,7 +1,4 @@
-"""From chats to token ids, and the order in which a trainer sees them.
-
-Knows the policy's tokenizer and chat template; nothing of trainers or losses.
-"""
+"""From chats to token ids, and the order in which a trainer sees them."""
 
 from __future__ import annotations
 

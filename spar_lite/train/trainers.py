@@ -1,7 +1,7 @@
 """TRL's trainers as we need them, and the undoing of what they leave behind.
 
 Everything here answers a habit of TRL 1.16 or transformers 5.23, named where it is answered; when
-one of them changes, this is the file to look at. Knows nothing of pairs or examples.
+one of them changes, this is the file to look at.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The benchmark: this engine beside plain ``generate``, the roofline, and the training steps.
 
 One function, one run, one dictionary of figures; anyone can repeat it with ``spar-lite bench``.
-Knows the model and training rooms; nothing of tables or screens.
 """
 
 from spar_lite.app.bench.measure import Bench, bench

@@ -1,7 +1,7 @@
 """What a SPaR iteration asks of an engine, with scripted lengths.
 
 Random-weight or untrained models would stop anywhere; here every reply runs to a length drawn
-beforehand, the same for every engine that is compared. Knows the engine protocol and a tokenizer.
+beforehand, the same for every engine that is compared.
 """
 
 from __future__ import annotations
