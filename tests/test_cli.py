@@ -97,3 +97,10 @@ def test_recipe_lists_every_key_and_resolves_a_file() -> None:
 def test_constraints_are_listed_with_an_example() -> None:
     result = invoke("constraints")
     assert result.exit_code == 0 and "no_commas" in result.output
+
+
+@pytest.mark.parametrize("words", [["--help"], ["eval", "--help"]])
+def test_help_cuts_no_line_off(words: list[str]) -> None:
+    done = CliRunner().invoke(main, words)
+    commands = done.output.partition("Commands:")[2]
+    assert done.exit_code == 0 and commands and "..." not in commands

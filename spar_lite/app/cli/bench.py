@@ -42,10 +42,11 @@ def bench(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Measure the engine and the training steps with RECIPE's model, or a random one of a --shape.
+    """Measure the speed and memory of engine and training.
 
-    Beside plain generate (one at a time, and static batches) and the machine's roofline. Replies
-    have scripted lengths, so the text does not matter.
+    With RECIPE's model, or a random one of a --shape; beside plain generate (one at a time, and
+    static batches) and the machine's roofline. Replies have scripted lengths, so the text does not
+    matter.
     """
     from spar_lite.errors import RecipeError
 
@@ -83,7 +84,9 @@ def bench(
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
 def doctor(recipe: Path | None, overrides: tuple[str, ...]) -> None:
-    """Check this machine: versions, memory, and that the fast path gives the right tokens.
+    """Check this machine, and that the fast path is right.
+
+    Versions, memory, and the logits of the engine beside those of plain forward passes.
 
     For base, actor and refiner, in full precision and 4-bit, on every device; with RECIPE's model,
     or a tiny random one. Exits with 1 if a check fails.

@@ -13,8 +13,9 @@ from spar_lite.store import json_text
 @click.option("--from", "start", metavar="CHECKPOINT", help="Each run against its own, pooled.")
 @click.option("--json", "as_json", is_flag=True, help="Figures as JSON, and nothing else.")
 def compare(runs: tuple[str, ...], start: str | None, as_json: bool) -> None:
-    """Compare RUNS, each RUN or RUN:CHECKPOINT, with the first: scores, costs, paired differences.
+    """Compare runs or checkpoints: scores, costs, differences.
 
+    RUNS, each RUN or RUN:CHECKPOINT, are compared with the first, paired on the same prompts.
     A difference whose 95 % interval holds zero is called not distinguishable; what got worse is
     said in words.
 

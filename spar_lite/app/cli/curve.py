@@ -28,10 +28,11 @@ def curve(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Teach the refiner more and more of RECIPE's warm-up; score judging and mending at each size.
+    """Score a refiner as its warm-up grows.
 
-    On held-out topics, for the kinds of constraints that the rows teach and for --unseen ones. The
-    same command goes on where it stopped.
+    It is taught more and more of RECIPE's warm-up and judges and mends at each size, on held-out
+    topics, for the kinds of constraints that the rows teach and for --unseen ones. The same command
+    goes on where it stopped.
     """
     from spar_lite.app.curve import warmup_curve
     from spar_lite.app.report.curve import curve_table

@@ -48,9 +48,9 @@ class Tasks(click.Group):
 
 @click.group("eval", cls=Tasks)
 def evaluate() -> None:
-    """Score a run's checkpoint, an adapter or a base model; n and a 95 % interval with each.
+    """Score a checkpoint, an adapter or a base model.
 
-    TARGET is a run's folder (its last checkpoint, or --checkpoint), an adapter's folder, a recipe
+    Every score comes with n and a 95 % interval.     TARGET is a run's folder (its last checkpoint, or --checkpoint), an adapter's folder, a recipe
     (its base model) or a model id.
     """
 

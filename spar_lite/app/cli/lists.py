@@ -11,7 +11,10 @@ import click
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key.")
 def recipe_(recipe: Path | None, overrides: tuple[str, ...]) -> None:
-    """List every recipe key with its default and meaning, or resolve and print RECIPE."""
+    """List every recipe key, or print RECIPE resolved.
+
+    Each key has its default and its meaning.
+    """
     from spar_lite.recipe import describe_keys, dump_recipe, load_recipe
 
     if recipe is not None:
@@ -23,7 +26,10 @@ def recipe_(recipe: Path | None, overrides: tuple[str, ...]) -> None:
 
 @click.command("constraints")
 def constraints_() -> None:
-    """List the constraint kinds that a program can check, with an example of each."""
+    """List the constraint kinds that a program can check.
+
+    With an example of each.
+    """
     import random
 
     from spar_lite.constraints import KINDS

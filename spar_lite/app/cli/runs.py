@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key: -o search.branch=4"
 )
 def run(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -> None:
-    """Run the loop of RECIPE; the same command again goes on where it stopped."""
+    """Run a recipe, or go on where it stopped.
+
+    RECIPE says everything; the same command goes on with a run that was stopped or killed.
+    """
     from spar_lite.app.report.progress import make_screen
     from spar_lite.recipe import load_recipe
 
@@ -46,7 +49,7 @@ def run(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def status(folder: Path) -> None:
-    """Show how far a run is, its scores and what it has cost."""
+    """Show how far a run is, its scores and its costs."""
     from spar_lite.errors import StoreError
     from spar_lite.loop import spar
     from spar_lite.run import Run, Screen
@@ -72,7 +75,10 @@ def status(folder: Path) -> None:
     help="Instead: N held-out answers of every checkpoint, side by side.",
 )
 def show(folder: Path, prompt_id: str | None, iteration: int, answers: int | None) -> None:
-    """Draw the search trees of a run: all of them, or that of PROMPT_ID."""
+    """Draw a run's search trees, or show its answers.
+
+    All trees of an iteration, or that of PROMPT_ID; or with --answers N the held-out answers.
+    """
     if answers is not None:
         from spar_lite.app.report.answers import answer_lines
 

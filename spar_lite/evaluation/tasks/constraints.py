@@ -102,7 +102,10 @@ class Constraints(Task[ConstraintsResult]):
 @click.option("--count", default=0, help="Held-out prompts [the recipe's evaluate.prompts].")
 @with_decoding
 def command(job: Job, count: int, way: Way, budget: int) -> Card:
-    """Answers that count on held-out builtin prompts, and constraints met by kind; by a program."""
+    """Answers that count, and constraints met by kind.
+
+    On held-out builtin prompts, checked by a program.
+    """
     settings = job.target.recipe.evaluate
     plan = job.plan(way, budget, settings.max_new_tokens)
     return evaluate(job, Constraints(plan, count or settings.prompts))

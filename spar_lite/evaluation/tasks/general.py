@@ -253,9 +253,9 @@ def command(
     no_chat_template: bool,
     allow_code: bool,
 ) -> Card:
-    """General abilities: tasks of lm-evaluation-harness, with the actor's adapter if there is one.
+    """General abilities: tasks of lm-evaluation-harness.
 
-    The harness batches by itself, so this is slower than the other tasks. Each task has a scorecard
+    With the actor's adapter if there is one. The harness batches by itself, so this is slower than the other tasks. Each task has a scorecard
     of its own, so a list of tasks goes on where it stopped.
     """
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))

@@ -350,9 +350,9 @@ def command(
     way: Way,
     budget: int,
 ) -> Card:
-    """IFEval: prompt and instruction level, strict and loose, by lm-evaluation-harness's verifiers.
+    """IFEval, by lm-evaluation-harness's verifiers.
 
-    TARGET's answers, or a file of --responses with "key" or "prompt", and "response", on each line.
+    Prompt and instruction level, strict and loose. TARGET's answers, or a file of --responses with "key" or "prompt", and "response", on each line.
     """
     if (job is None) == (responses is None):
         raise StoreError("wanted a TARGET or --responses FILE, and not both.")

@@ -264,7 +264,10 @@ def builtin_cases(job: Job, count: int, kinds: Sequence[str]) -> list[JudgeCase]
 @click.option("--count", default=200, show_default=True, help="Prompts for --on constraints.")
 @click.option("--kinds", default="", help="Their constraint kinds, with commas [the recipe's].")
 def command(job: Job, source: str, data: Path | None, count: int, kinds: str) -> Card:
-    """Accuracy and F1 of the refiner as a judge, each answer judged by itself."""
+    """The refiner as a judge: accuracy and F1.
+
+    Each answer is judged by itself.
+    """
     if source == "llmbar":
         return evaluate(job, Judging(llmbar_cases(data) if data else hub_llmbar(), "llmbar"))
     chosen = kinds_named(kinds)

@@ -197,5 +197,8 @@ class Refining(Task[RefineResult]):
     help="Whose critique is worked from [program].",
 )
 def command(job: Job, count: int, kinds: str, critic: Critic) -> Card:
-    """Failed answers truly mended, and believed mended; the gap is self-flattery."""
+    """Failed answers truly mended, and believed mended.
+
+    The gap between the two is self-flattery.
+    """
     return evaluate(job, Refining(count, kinds_named(kinds), critic))
