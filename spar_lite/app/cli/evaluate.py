@@ -50,8 +50,8 @@ class Tasks(click.Group):
 def evaluate() -> None:
     """Score a checkpoint, an adapter or a base model.
 
-    Every score comes with n and a 95 % interval.     TARGET is a run's folder (its last checkpoint, or --checkpoint), an adapter's folder, a recipe
-    (its base model) or a model id.
+    Every score comes with n and a 95 % interval. TARGET is a run's folder (its last checkpoint, or
+    --checkpoint), an adapter's folder, a recipe (its base model) or a model id.
     """
 
 

@@ -255,8 +255,9 @@ def command(
 ) -> Card:
     """General abilities: tasks of lm-evaluation-harness.
 
-    With the actor's adapter if there is one. The harness batches by itself, so this is slower than the other tasks. Each task has a scorecard
-    of its own, so a list of tasks goes on where it stopped.
+    With the actor's adapter if there is one. The harness batches by itself, so this is slower than
+    the other tasks. Each task has a scorecard of its own, so a list of tasks goes on where it
+    stopped.
     """
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not names:

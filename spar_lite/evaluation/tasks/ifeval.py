@@ -352,7 +352,8 @@ def command(
 ) -> Card:
     """IFEval, by lm-evaluation-harness's verifiers.
 
-    Prompt and instruction level, strict and loose. TARGET's answers, or a file of --responses with "key" or "prompt", and "response", on each line.
+    Prompt and instruction level, strict and loose. TARGET's answers, or a file of --responses with
+    "key" or "prompt", and "response", on each line.
     """
     if (job is None) == (responses is None):
         raise StoreError("wanted a TARGET or --responses FILE, and not both.")
