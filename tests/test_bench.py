@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from scripted import ScriptedEngine
 
 from spar_lite.app.bench import SHAPES, write_shape
 from spar_lite.app.bench.baselines import one_at_a_time, static_batches
@@ -21,6 +20,7 @@ from spar_lite.app.cli.bench import SHAPE_NAMES
 from spar_lite.model import Policy, RolloutEngine
 from spar_lite.model.reference import Check
 from spar_lite.recipe import EngineSettings, Model
+from tests.scripted import ScriptedEngine
 
 SMALL = Sizes(4, reply=(2, 12), vote=(2, 6))
 

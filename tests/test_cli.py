@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from test_loop import recipe, start
 
 from spar_lite import loop
 from spar_lite.app.cli import main
 from spar_lite.recipe import dump_recipe
+from tests.loops import recipe, start
 
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 

@@ -6,7 +6,6 @@ import asyncio
 import re
 
 import pytest
-from scripted import ScriptedEngine
 
 from spar_lite.engines.base import Completion, Request
 from spar_lite.evaluation.inference_search import (
@@ -20,6 +19,7 @@ from spar_lite.evaluation.inference_search import (
 )
 from spar_lite.recipe import Judge, parse_recipe
 from spar_lite.records import Prompt, Response, Role
+from tests.scripted import ScriptedEngine
 
 RECIPE = parse_recipe(
     {

@@ -8,7 +8,6 @@ import math
 import random
 
 import pytest
-from scripted import ScriptedEngine
 
 from spar_lite.engines.base import Request, strip_thinking
 from spar_lite.evaluation import (
@@ -43,6 +42,7 @@ from spar_lite.records import (
     Tree,
     Vote,
 )
+from tests.scripted import ScriptedEngine
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
 ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from scripted import ScriptedEngine
 
 from spar_lite.app.cli import main
 from spar_lite.data.prompts import builtin_prompts
@@ -39,6 +38,7 @@ from spar_lite.evaluation.tasks.refine import (
 from spar_lite.recipe import Judge, load_recipe
 from spar_lite.records import Cost, Prompt, Response, Role, Vote
 from spar_lite.store import StageFile
+from tests.scripted import ScriptedEngine
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
 ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)

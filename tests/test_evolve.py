@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from scripted import ScriptedEngine, Silence
 
 from spar_lite import constraints
 from spar_lite.data.evolve import Evolution, evolve
@@ -24,6 +23,7 @@ from spar_lite.records import Prompt, Response, Role, from_json
 from spar_lite.run import Run
 from spar_lite.store import StageFile
 from spar_lite.templates import TAXONOMY, evolve_messages, parse_evolved
+from tests.scripted import ScriptedEngine, Silence
 
 PLAIN = Prompt("p", "Describe the history of tea in England.")
 LONGER = "Describe the history of tea in England in exactly three sentences."

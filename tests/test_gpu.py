@@ -14,7 +14,7 @@ from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.recipe import Dpo, EngineSettings, Model, Training
 from spar_lite.records import Message, PreferencePair, TrainingExample
 from spar_lite.train import train_actor, train_on_examples
-from tests.test_architectures import CASES, IN_4_BIT, PAIRS, TEXTS, load
+from tests.architectures import CASES, IN_4_BIT, PAIRS, TEXTS, load
 
 pytestmark = pytest.mark.gpu
 

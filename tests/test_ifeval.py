@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from scripted import ScriptedEngine, Silence
 
 from spar_lite import loop
 from spar_lite.app.cli import main
@@ -35,6 +34,7 @@ from spar_lite.records import Role
 from spar_lite.run import Run
 from spar_lite.steps import StepFolder
 from spar_lite.store import Marker
+from tests.scripted import ScriptedEngine, Silence
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 

@@ -9,9 +9,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from test_loop import adapters_of, recipe, records_of
 
 from spar_lite.recipe import dump_recipe
+from tests.loops import adapters_of, recipe, records_of
 
 PATIENCE = 240.0
 """Seconds that one process may take; it takes a few."""

@@ -6,7 +6,6 @@ The scripted model answers, judges and mends by rule, so that what each stage mu
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,41 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import ScriptedEngine, Silence
 
 from spar_lite import loop
-from spar_lite.constraints import TOPICS
 from spar_lite.engines.base import Request
 from spar_lite.errors import EngineError, StoreError
-from spar_lite.recipe import Recipe, parse_recipe
-from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree, stable_seed
+from spar_lite.recipe import Recipe
+from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree
 from spar_lite.run import FRESH, ROLES, Adapters, Run
 from spar_lite.store import Marker, StageFile
-from spar_lite.templates import REFINE
 from spar_lite.templates.verdict import parse_verdict
+from tests.loops import adapters_of, recipe, records_of, rule, start
+from tests.scripted import ScriptedEngine, Silence
 
 FOLDERS = ("bootstrap", "iteration-1")
-
-
-def recipe(model: Path, **changes: Any) -> Recipe:
-    small = {"batch_size": 4, "micro_batch": 4, "gradient_checkpointing": False}
-    data: dict[str, Any] = {
-        "iterations": 2,
-        # One thread: sums of floats, and so bytes, follow their number.
-        "model": {"id": str(model), "lora": {"r": 4, "alpha": 8}, "device": "cpu", "threads": 1},
-        "prompts": {"count": 6, "kinds": ("no_commas", "starts_with"), "per_prompt": (1, 2)},
-        "bootstrap": {"prompts": 6, "max_new_tokens": 16, **small},
-        "sample": {"k": 2, "max_new_tokens": 16},
-        "judge": {"mode": "hybrid", "votes": 3, "max_new_tokens": 16},
-        "search": {"branch": 2, "keep": 1, "depth": 2, "max_new_tokens": 16},
-        "dpo": {**small, "lr": 1e-3},
-        "rft": {**small, "epochs": 1, "lr": 1e-3},
-        "evaluate": {"prompts": 4, "review": 2, "max_new_tokens": 16, "reply_tokens": 16},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        data[section] = {**data[section], name: value} if name else value
-    return parse_recipe(data)
 
 
 class Bars(Silence):
@@ -68,50 +45,6 @@ class Bars(Silence):
 
     def advance(self, items: int) -> None:
         self.found[self.stage][1] += items
-
-
-def about(ask: str) -> str:
-    """A sentence about what the request is about."""
-    topic = max((t for t in TOPICS if t in ask), key=len, default="tea")
-    return f"{topic} gives warm light to many people."
-
-
-def rule(role: Role, request: Request) -> str:
-    """Answers hold a comma; judges are split; the second refinement of a node is right."""
-    last = request.messages[-1].content
-    coin = stable_seed("rule", request.id)
-    if last == REFINE:
-        ask = request.messages[0].content.partition("<instruction>")[2]
-        phrase = re.search(r'"([A-Z][^"]*)"', ask)
-        body = f"{phrase.group(1) if phrase else 'Fine'}: {about(ask)}" if coin % 2 else "no, wrong"
-        return f"To change: it.\n[[start]] {body} [[end]]" if coin % 5 else "no idea"
-    if "<answer>" in last:
-        return f"1. It: so. {'Yes' if coin % 2 else 'No'}\nFinal Judgement: " + (
-            "Yes" if coin % 2 else "No"
-        )
-    return f"Well, {about(last)}"
-
-
-def scripted(seed: int) -> Any:
-    return lambda run: ScriptedEngine(rule, shuffle_seed=seed)
-
-
-def start(folder: Path, settings: Recipe, seed: int = 1) -> Run:
-    return Run(settings, folder, Silence(), make_engine=scripted(seed))
-
-
-def records_of(folder: Path) -> dict[str, bytes]:
-    """The bytes of every record file (not ledger, markers or adapters)."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*.jsonl"))
-        if path.name != "ledger.jsonl"
-    }
-
-
-def adapters_of(folder: Path) -> dict[str, bytes]:
-    found = sorted(folder.rglob("adapter_model.safetensors"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")

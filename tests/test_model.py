@@ -151,7 +151,7 @@ def test_an_adapter_of_another_shape_is_refused(
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
-    from tiny import make_tiny_model
+    from tests.tiny import make_tiny_model
 
     folder = make_tiny_model(tmp_path / "raw", chat_template=None)
     with pytest.raises(ModelError, match="no chat template"):
@@ -260,7 +260,7 @@ def test_a_gguf_in_a_wheel_becomes_a_model_that_loads(
     fake_wheel: Callable[[bytes, str], list[str]], tiny_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("gguf")
-    from tiny import make_tiny_gguf
+    from tests.tiny import make_tiny_gguf
 
     make_tiny_gguf(tiny_folder, tmp_path / "tiny.gguf")
     content = (tmp_path / "tiny.gguf").read_bytes()
