@@ -87,9 +87,9 @@ class Data(NamedTuple):
 
 def self_play(run: Run, number: int) -> Data:
     """Self-play: actor and refiner, as they are, make the data by which both become better."""
-    recipe, at = run.recipe, StepFolder(run, f"iteration-{number}")
+    recipe, engine, at = run.recipe, run.engine, StepFolder(run, f"iteration-{number}")
     start = adapters_after(recipe, run.folder, number - 1)
-    seed = stable_seed(recipe.seed, at.name)
+    seed, judge, search = stable_seed(recipe.seed, at.name), recipe.judge, recipe.search
     prompts = loop_prompts(at, number)
 
     # 1. The actor answers every prompt K times (2.3.1).
@@ -97,7 +97,7 @@ def self_play(run: Run, number: int) -> Data:
         "responses",
         Response,
         lambda: {
-            f"{p.id}/{k}": partial(sample_answer, run.engine, p, f"{p.id}/{k}", recipe.sample)
+            f"{p.id}/{k}": partial(sample_answer, engine, p, f"{p.id}/{k}", recipe.sample)
             for p in prompts
             for k in range(recipe.sample.k)
         },
@@ -111,9 +111,7 @@ def self_play(run: Run, number: int) -> Data:
         "judgements",
         Judgement,
         lambda: {
-            r.id: partial(
-                judge_answer, run.engine, prompts.by_id[r.prompt_id], r.text, r.id, recipe.judge
-            )
+            r.id: partial(judge_answer, engine, prompts.by_id[r.prompt_id], r.text, r.id, judge)
             for r in responses
         },
         keys=["judge"],
@@ -126,16 +124,8 @@ def self_play(run: Run, number: int) -> Data:
         "trees",
         Tree,
         lambda: {
-            p.id: partial(
-                search_tree,
-                run.engine,
-                p,
-                failed,
-                judgements.by_id[failed.id],
-                recipe.search,
-                recipe.judge,
-            )
-            for p, failed in choose_negatives(prompts, responses, judgements.by_id, seed)
+            p.id: partial(search_tree, engine, p, root, judgements.by_id[root.id], search, judge)
+            for p, root in choose_negatives(prompts, responses, judgements.by_id, seed)
         },
         keys=["judge", "search"],
         inputs=[prompts, responses, judgements],
@@ -149,11 +139,10 @@ def self_play(run: Run, number: int) -> Data:
         "pairs",
         PreferencePair,
         lambda: preference_pairs(prompts.by_id, responses.by_id, trees),
-        keys=[],
         inputs=found,
         summary=_paired,
     )
-    at.report("audit", lambda: _audit(at), keys=[], inputs=[*found, pairs], unit="report")
+    at.report("audit", lambda: _audit(at), inputs=[*found, pairs], unit="report")
     # Data for the refiner's rejection-sampling fine-tuning: accepted refinements, and critiques on
     # which the votes disagreed (2.3.4).
     examples = at.once(

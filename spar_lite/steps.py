@@ -126,7 +126,7 @@ class StepFolder:
         kind: type[T],
         make: Callable[[], Iterable[T]],
         *,
-        keys: Sequence[str],
+        keys: Sequence[str] = (),
         inputs: Sequence[Input] = (),
         unit: str = "",
         summary: Callable[[Records[T]], Summary] | None = None,
@@ -150,7 +150,7 @@ class StepFolder:
         name: str,
         work: Callable[[], Summary],
         *,
-        keys: Sequence[str],
+        keys: Sequence[str] = (),
         inputs: Sequence[Input] = (),
         unit: str = "",
     ) -> None:

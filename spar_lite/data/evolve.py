@@ -114,7 +114,7 @@ def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
         _mind_left_out(at, number, out, len(plain))
         return prompts
 
-    return at.once("prompts", Prompt, apply, keys=[], inputs=[plain, found])
+    return at.once("prompts", Prompt, apply, inputs=[plain, found])
 
 
 def _mind_left_out(at: StepFolder, number: int, out: list[Evolution], plain: int) -> None:
