@@ -2,7 +2,7 @@
 
 A step makes its records, or finds them made: stop a run anywhere, and the same command goes on.
 What is done for one prompt stands in the file of that name: ``sample``, ``judge``, ``search``,
-``pairs``. What all steps have in common is in ``run``.
+``pairs``. What all steps have in common is in ``steps``.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def self_play(run: Run, number: int) -> Data:
         inputs=found,
         summary=_paired,
     )
-    at.report("audit", lambda: _audit(at), inputs=[*found, pairs], unit="report")
+    at.report("audit", lambda: _audit(at, found), inputs=[*found, pairs], unit="report")
     # Data for the refiner's rejection-sampling fine-tuning: accepted refinements, and critiques on
     # which the votes disagreed (2.3.4).
     examples = at.once(
@@ -184,8 +184,11 @@ def _train_actor(at: StepFolder, data: Data) -> Summary:
     run, settings = at.run, at.run.recipe.dpo
     pairs = [pair for pair in data.pairs if settings.interfering or not pair.interferes]
     seed = stable_seed(run.recipe.seed, at.name, "dpo")
-    prompts, judged = data.prompts.by_id, data.judgements.by_id
-    passed = passed_answers(prompts, data.responses, judged, settings.passed, seed)
+    passed: list[TrainingExample] = []
+    if settings.passed:
+        passed = passed_answers(
+            data.prompts.by_id, data.responses, data.judgements.by_id, settings.passed, seed
+        )
     for records in data:
         records.release()
     step = training_progress(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
@@ -237,7 +240,9 @@ def _paired(pairs: Sequence[PreferencePair]) -> Summary:
     }
 
 
-def _audit(at: StepFolder) -> Summary:
+def _audit(at: StepFolder, seen: Sequence[Records[Any]]) -> Summary:
+    for records in seen:  # it reads them by itself
+        records.release()
     found = iteration_metrics(at.folder)
     at.write_metrics("loop", found)
     return audit_summary(found)

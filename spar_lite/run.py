@@ -9,13 +9,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spar_lite.data.sources import released_rows
-from spar_lite.engines.base import Completion, Engine, Request
+from spar_lite.engines.base import Engine, LazyEngine
 from spar_lite.errors import ModelError, SparError
 from spar_lite.recipe import Recipe, dump_recipe
 from spar_lite.records import Role, stable_seed
@@ -148,7 +148,11 @@ class Run:
                 self._fault = fault
                 raise
             self._policy = policy
-            self._restore_wanted()
+            try:
+                self._restore_wanted()
+            except SparError as fault:
+                self._policy, self._fault = None, fault
+                raise
             device = self._policy.device
             weights = "4-bit NF4" if self._policy.quantized else str(self._policy.inner.dtype)
             self.screen.say(f"{self.recipe.model.id} on {device}, {weights.replace('torch.', '')}")
@@ -167,7 +171,7 @@ class Run:
     @property
     def engine(self) -> Engine:
         """The engine that answers; what it needs is loaded when it is first asked."""
-        return _LazyEngine(self)
+        return LazyEngine(self.open_engine)
 
     def open_engine(self) -> Engine:
         """The engine itself."""
@@ -235,17 +239,6 @@ class Run:
     def ledger(self, **entry: Any) -> None:
         """Add a line to the run's cost ledger."""
         append_line(self.folder / "ledger.jsonl", {"time": round(time.time(), 3), **entry})
-
-
-class _LazyEngine:
-    """A run's engine before it is opened."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    async def generate(self, role: Role, requests: Sequence[Request]) -> list[Completion]:
-        """Let the engine answer."""
-        return await self.run.open_engine().generate(role, requests)
 
 
 # --- The checkpoints of a run ---------------------------------------------------------------------

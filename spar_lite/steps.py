@@ -1,9 +1,9 @@
 """A step: a line of a loop that survives a kill.
 
 A step makes its records, or finds them made: ``StepFolder.each`` one at a time, resumed by id,
-``once`` all together, ``train`` an adapter, ``report`` a summary alone. When it is begun and when
-it is finished, it notes the values of the recipe's keys that it depends on, and a digest of every
-file of the run that it is made from. One rule for staleness: where either differs today, that is an
+``once`` all together, ``train`` an adapter, ``report`` a summary alone. When it is finished, it
+notes the values of the recipe's keys that it depends on, and a digest of every file of the run that
+it is made from. One rule for staleness: where either differs today, that is an
 error which says what differs.
 """
 
@@ -117,7 +117,7 @@ class StepFolder:
 
         if adapters is not None:
             keys, inputs = (*MODEL, *keys), [*inputs, adapters]
-        self._step(name, keys, inputs, work)
+        self._step(name, keys, inputs, work, file)
         return records
 
     def once(
@@ -200,19 +200,26 @@ class StepFolder:
     # --- What all steps have in common ------------------------------------------------------------
 
     def _step(
-        self, name: str, keys: Sequence[str], inputs: Sequence[Input], work: Callable[[], Summary]
+        self,
+        name: str,
+        keys: Sequence[str],
+        inputs: Sequence[Input],
+        work: Callable[[], Summary],
+        file: StageFile[Any] | None = None,
     ) -> None:
         """Find a step finished, and check that it still is, or do it and mark it, last of all.
 
-        A step that was begun is noted too, so that its records are never mixed with those of
-        another recipe.
+        ``file``: to which it adds records one by one. Then its beginning is noted too, so that they
+        are never mixed with those of another recipe.
         """
         run, label, marker = self.run, f"{self.name}/{name}", Marker(self.folder, name)
-        found, begun = marker.read(), self.folder / f"{name}.part.json"
-        if not run.lenient:
-            for noted in (found, read_json(begun) if found is None else None):
-                if noted is not None:
-                    _check(run, label, noted, keys, inputs)
+        found, note = marker.read(), self.folder / f"{name}.part.json"
+        if found is not None and not run.lenient:
+            _check(run, label, found, keys, inputs)
+        recorded = file is not None and (file.part.exists() or file.path.exists())
+        begun = read_json(note) if found is None and recorded and not run.lenient else None
+        if begun is not None:
+            _check(run, label, begun, keys, inputs, "begun")
         if run.listing is not None:
             run.listing.append(Step(label, found is not None))
         if found is not None or run.listing is not None:
@@ -221,41 +228,50 @@ class StepFolder:
         run.take_usage()
         run.ledger(stage=label, event="start")
         made = {"recipe": recipe_slice(run.recipe, keys), "inputs": _digests(run.folder, inputs)}
-        write_text(begun, json_text(made))
+        if file:
+            write_text(note, json_text(made))
         summary = work()
         cost: Summary = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
         cost |= run.costs_of_machine()
         marker.write({**made, **summary, **cost})
-        begun.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
         run.ledger(stage=label, event="done", **summary, **cost)
         run.screen.end(describe(summary))
 
 
 def _check(
-    run: Run, label: str, found: Summary, keys: Sequence[str], inputs: Sequence[Input]
+    run: Run,
+    label: str,
+    found: Summary,
+    keys: Sequence[str],
+    inputs: Sequence[Input],
+    what: str = "made",
 ) -> None:
-    """Refuse a step that was made with other recipe values or from other files."""
+    """Refuse a step that was made, or begun, with other recipe values or from other files."""
     now, then = recipe_slice(run.recipe, keys), found["recipe"]
     # A key that only one of them has came or went with a version; it is nobody's change of mind.
     for key in sorted(set(now) & set(then)):
         if now[key] != then[key] and now[key] != _as_read_today(run.recipe, key, then[key]):
             raise StoreError(
-                f"{run.folder}: {label} was made with {key}: {then[key]!r}, the "
+                f"{run.folder}: {label} was {what} with {key}: {then[key]!r}, the "
                 f"recipe now says {now[key]!r}. To go on with this run: "
-                f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder."
+                f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder"
+                + (f", or remove {run.folder}/{label}.part.*" if what == "begun" else "")
+                + "."
             )
     there, made_of = _digests(run.folder, inputs), found.get("inputs")
     for name in sorted(there.keys() ^ made_of.keys()) if made_of is not None else []:
         how = "without" if name in there else "from"
         raise StoreError(
-            f"{run.folder}: {label} was made {how} {name}, and the recipe now says otherwise. Take "
+            f"{run.folder}: {label} was {what} {how} {name}, and the recipe now says otherwise. Take "
             "the recipe of before, or another --run folder."
         )
     for name, digest in there.items():
         if digest and (made_of or {}).get(name, digest) != digest:
             raise StoreError(
-                f"{run.folder}: {name} has changed since {label} was made from it. Put the old "
-                f"file back, or remove {label}.* and all that comes after it to make them again."
+                f"{run.folder}: {name} has changed since {label} was {what} from it. Put the "
+                f"old file back, or remove {label}.* and all that comes after it to make them "
+                "again."
             )
 
 

@@ -55,6 +55,11 @@ def warm_up(run: Run) -> None:
     recipe, at = run.recipe, StepFolder(run, "bootstrap")
     warm = recipe.bootstrap
     if warm.start_from:
+        if (own := at.folder / "refiner.done.json").exists() and not run.lenient:
+            raise StoreError(
+                f"bootstrap.start_from: {own} says that this run has a warm-up of its own, which "
+                "would be lost. Take another --run folder."
+            )
         keys = ["model.lora", "bootstrap.start_from"]
         at.report("start", lambda: _start_from(at), keys=keys, unit="copy")
         return
@@ -185,11 +190,6 @@ def warmup_tasks(recipe: Recipe) -> Prompts:
 def _start_from(at: StepFolder) -> Summary:
     """Copy the last adapters of another run, so that this one is whole by itself."""
     run = at.run
-    if (own := at.folder / "refiner.done.json").exists():
-        raise StoreError(
-            f"bootstrap.start_from: {own} says that this run has a warm-up of its own, which would "
-            "be lost. Take another --run folder."
-        )
     source = Path(run.recipe.bootstrap.start_from)
     known = checkpoints(source)
     made = (source / "recipe.yaml").is_file()

@@ -20,7 +20,7 @@ from spar_lite import loop
 from spar_lite.engines.base import Request
 from spar_lite.errors import EngineError, StoreError
 from spar_lite.recipe import Recipe
-from spar_lite.records import PreferencePair, Prompt, Role, TrainingExample, Tree
+from spar_lite.records import Cost, PreferencePair, Prompt, Response, Role, TrainingExample, Tree
 from spar_lite.run import FRESH, ROLES, Adapters, Run
 from spar_lite.store import Marker, StageFile
 from spar_lite.templates.verdict import parse_verdict
@@ -147,6 +147,8 @@ def test_a_changed_recipe_is_an_error_with_both_values(finished: Path, tiny_fold
         ("iteration-1/prompts.jsonl", "iteration-1/responses"),
         ("iteration-1/pairs.jsonl", "iteration-1/audit"),
         ("bootstrap/actor/adapter_model.safetensors", "bootstrap/heldout_answers"),
+        # The refiner was trained after the actor, and is none of its affair.
+        ("iteration-1/actor/adapter_model.safetensors", "iteration-1/heldout_answers"),
     ],
 )
 def test_a_file_that_changed_under_a_finished_step_is_an_error(
@@ -185,17 +187,35 @@ def test_a_step_that_was_begun_with_another_recipe_is_an_error(
     with pytest.raises(EngineError):
         loop.execute(job)
     assert (folder / "base" / "heldout_answers.part.json").exists()
-    with pytest.raises(StoreError, match=r"was made with evaluate.max_new_tokens: 16"):
-        loop.execute(start(folder, recipe(tiny_folder, evaluate__max_new_tokens=17)))
+    # Nothing was recorded yet, so that any other value may be taken …
+    other = start(folder, recipe(tiny_folder, evaluate__max_new_tokens=17))
+    assert other.unfinished(loop.spar)
+    # … and with a record none.
+    part = StageFile(folder / "base", "heldout_answers", Response)
+    part.append(Response("heldout-0000", "heldout-0000", "Tea.", True, Cost()))
+    with pytest.raises(StoreError, match=r"was begun with evaluate.max_new_tokens: 16.*or remove"):
+        loop.execute(other)
+    part.part.unlink()
     loop.execute(start(folder, recipe(tiny_folder)))
     assert not list(folder.rglob("*.part.*"))
+
+
+def test_a_step_whose_records_are_there_loads_no_model(tiny_folder: Path, tmp_path: Path) -> None:
+    """A run killed between the last record and the mark."""
+    folder = tmp_path / "run"
+    settings = recipe(tiny_folder, iterations=0, evaluate={"prompts": 0}, bootstrap__actor=False)
+    loop.execute(start(folder, settings))
+    (folder / "bootstrap" / "answers.done.json").unlink()
+    job = Run(settings, folder, Silence(), make_engine=lambda _: pytest.fail("opened"))
+    loop.execute(job)
+    assert job._policy is None
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"bootstrap__source": "none"}, "bootstrap.source: 'constraints'"),
-        ({"bootstrap__start_from": "other"}, "bootstrap.start_from: ''"),
+        ({"bootstrap__start_from": "other"}, "a warm-up of its own, which would be lost"),
         ({"evolve": {"with": "constraints"}}, "prompts was made without iteration-1/evolutions"),
     ],
 )
@@ -216,8 +236,10 @@ def test_a_start_from_another_run_does_not_replace_a_warm_up(
     other = recipe(
         tiny_folder, iterations=0, evaluate={"prompts": 0}, bootstrap__start_from=str(finished)
     )
+    before = (folder / "recipe.yaml").read_text()
     with pytest.raises(StoreError, match="a warm-up of its own, which would be lost"):
         loop.execute(start(folder, other))
+    assert (folder / "recipe.yaml").read_text() == before
 
 
 def test_fresh_adapters_come_back(tiny_folder: Path, tmp_path: Path, finished: Path) -> None:

@@ -177,6 +177,9 @@ def test_the_end_of_a_rejected_answer_may_be_left_out(tiny_policy: Factory) -> N
     now = log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion)
     alone = log_p(policy, EXAMPLES[0].prompt, EXAMPLES[0].completion, end=False)
     assert now - alone > ended - text
+    blank = [*PAIRS[:3], pair("Say 9", "yes", "")]  # nothing but its end is left of that one
+    report = train_actor(policy, blank, settings, seed=0)
+    assert math.isfinite(report.metrics["logp_rejected_after_per_token"])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])

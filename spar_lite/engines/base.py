@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from spar_lite.records import Cost, Message, Role
@@ -66,6 +66,17 @@ class Engine(Protocol):
             EngineError: a request could not be completed.
         """
         ...
+
+
+class LazyEngine:
+    """An engine that is opened when it is first asked."""
+
+    def __init__(self, open: Callable[[], Engine]) -> None:
+        self.open = open
+
+    async def generate(self, role: Role, requests: Sequence[Request]) -> list[Completion]:
+        """See the protocol."""
+        return await self.open().generate(role, requests)
 
 
 OPEN, CLOSE = "<think>", "</think>"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import click
 
 from spar_lite.data.prompts import builtin_prompts
+from spar_lite.engines.base import LazyEngine
 from spar_lite.errors import StoreError
 from spar_lite.evaluation.inference_search import (
     WAYS,
@@ -144,16 +145,15 @@ class Job:
     def answers(self, name: str, prompts: Sequence[Prompt], plan: Plan) -> list[Final]:
         """Both phases of decoding, each with a file of its own."""
         first: StageFile[Response] = StageFile(self.folder, f"{name}.answers", Response)
-        engine = self.engine
-        found = collect(
-            self.screen, self.bar, first, first_answers(engine, prompts, plan), "answers"
-        )
+        asked = first_answers(LazyEngine(lambda: self.engine), prompts, plan)
+        found = collect(self.screen, self.bar, first, asked, "answers")
         by_prompt: dict[str, list[Response]] = {}
         for response in found:
             by_prompt.setdefault(response.prompt_id, []).append(response)
         if plan.way == "greedy":
             return [greedy_final(by_prompt[p.id][0]) for p in prompts]
         last: StageFile[Final] = StageFile(self.folder, f"{name}.finals", Final)
+        engine = LazyEngine(lambda: self.engine)
         items = [(p.id, partial(final_answer, engine, p, by_prompt[p.id], plan)) for p in prompts]
         return collect(self.screen, plan.way, last, items, "prompts")
 
@@ -164,11 +164,11 @@ class Job:
         name = f"base_answers{tag(kinds)}-{count}-{tokens}"
         greedy = Decoding(temperature=0.0, max_new_tokens=tokens)
         file: StageFile[Response] = StageFile(self.shared or self.folder, name, Response)
-
-        async def answer(prompt: Prompt, id: str) -> Response:
-            return await sample_answer(self.engine, prompt, id, greedy, "base")
-
-        items = [(f"{p.id}/0", partial(answer, p, f"{p.id}/0")) for p in prompts]
+        engine = LazyEngine(lambda: self.engine)
+        items = [
+            (f"{p.id}/0", partial(sample_answer, engine, p, f"{p.id}/0", greedy, "base"))
+            for p in prompts
+        ]
         return collect(self.screen, "base answers", file, items, "answers")
 
 

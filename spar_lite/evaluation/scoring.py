@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from spar_lite.data.prompts import builtin_prompts
@@ -66,20 +66,15 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     )
 
     def reviews() -> Items[HeldoutResult]:
-        prompts, given = heldout(run), answers.by_id
-        logps = _base_logps(run, prompts, given)
-        return {
-            p.id: partial(
-                review_heldout,
-                run.engine,
-                p,
-                given[p.id],
-                settings,
-                n < settings.review,
-                logps.get(p.id),
-            )
-            for n, p in enumerate(prompts)
-        }
+        prompts = heldout(run)
+        logps = cache(lambda: _base_logps(run, prompts, answers.by_id))
+
+        async def review(number: int, p: Prompt) -> HeldoutResult:
+            answer, wanted = answers.by_id[p.id], number < settings.review
+            logp = logps().get(p.id)
+            return await review_heldout(run.engine, p, answer, settings, wanted, logp)
+
+        return {p.id: partial(review, number, p) for number, p in enumerate(prompts)}
 
     at.each(
         "heldout",

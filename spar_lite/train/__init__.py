@@ -86,10 +86,10 @@ def train_actor(
     as a mean over pairs: long answers weigh no more, and micro-batches change nothing. The first
     term is another where ``settings.loss`` says so. The metrics' ``logp_…`` are over all pairs.
 
-    ``passed``: answers that are good as they are. Each is preferred to itself, a preference whose
-    gradient is 0 at any time, so that they are learnt by the second term alone; or, where rejected
-    answers have no end token, to itself without its end. They count as examples, and in TRL's own
-    metrics.
+    ``passed``: answers that are good as they are. Each is preferred to itself: with most losses
+    that has no gradient, so that they are learnt by the second term alone. Where rejected answers
+    have no end token, it is preferred to itself without its end. They count as examples, and in
+    TRL's own metrics.
 
     Raises:
         TrainingError: no pair fits ``max_length``, the template thinks, a loss or gradient is not

@@ -47,11 +47,11 @@ def _open_replies(
 def pair_row(policy: Policy, pair: PreferencePair, rejected_end: bool = True) -> dict[str, Any]:
     """One pair as the ids of prompt, chosen and rejected; one that was cut off has no end token.
 
-    ``rejected_end``: False where the rejected one never has.
+    ``rejected_end``: False where the rejected one never has, unless it is nothing else.
     """
     prompt, chosen = tokenize(policy, pair.prompt, pair.chosen)
     finished = rejected_end and not pair.cut_off
-    _, rejected = tokenize(policy, pair.prompt, pair.rejected, finished)
+    _, rejected = tokenize(policy, pair.prompt, pair.rejected, finished or not pair.rejected)
     return {
         "prompt_ids": prompt,
         "chosen_ids": chosen,
