@@ -263,8 +263,8 @@ def _check(
     for name in sorted(there.keys() ^ made_of.keys()) if made_of is not None else []:
         how = "without" if name in there else "from"
         raise StoreError(
-            f"{run.folder}: {label} was {what} {how} {name}, and the recipe now says otherwise. Take "
-            "the recipe of before, or another --run folder."
+            f"{run.folder}: {label} was {what} {how} {name}, and the recipe now says otherwise. "
+            "Take the recipe of before, or another --run folder."
         )
     for name, digest in there.items():
         if digest and (made_of or {}).get(name, digest) != digest:
