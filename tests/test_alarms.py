@@ -16,8 +16,8 @@ from spar_lite.app.report.evaluation import TITLES
 from spar_lite.app.report.loop import iteration_table
 from spar_lite.app.report.tables import alarm_rows, difference_row, score_table
 from spar_lite.app.report.weak import weak_parts
-from spar_lite.evaluation import HELDOUT_POINTS, HeldoutResult, alarms, summarise
-from spar_lite.evaluation.alarms import WATCHED
+from spar_lite.evaluation.alarms import WATCHED, alarms
+from spar_lite.evaluation.heldout import HELDOUT_POINTS, HeldoutResult, summarise
 from spar_lite.evaluation.stats import wilson
 from spar_lite.records import Cost, Vote
 

@@ -12,7 +12,7 @@ from spar_lite import constraints
 from spar_lite.constraints import KINDS, Answer
 from spar_lite.constraints.answer import looped
 from spar_lite.data.prompts import builtin_prompts, requirements
-from spar_lite.evaluation import review_heldout
+from spar_lite.evaluation.heldout import review_heldout
 from spar_lite.judge import judge_answer
 from spar_lite.recipe import Evaluate, Judge, Prompts
 from spar_lite.records import Cost, Prompt, Response

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from spar_lite.app.cli import main
-from spar_lite.evaluation import HeldoutResult, Scorecard
 from spar_lite.evaluation.changes import differences, run_alarms
+from spar_lite.evaluation.heldout import HeldoutResult
+from spar_lite.evaluation.scorecard import Scorecard
 from spar_lite.evaluation.stats import wilson
 from spar_lite.evaluation.tasks.judge import JudgeResult
 from spar_lite.recipe import load_recipe

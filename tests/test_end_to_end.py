@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spar_lite.evaluation import HeldoutResult
+from spar_lite.evaluation.heldout import HeldoutResult
 from spar_lite.loop import summaries
 from spar_lite.recipe import load_recipe
 from spar_lite.records import Judgement, Response, Tree

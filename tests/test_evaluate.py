@@ -10,12 +10,6 @@ import random
 import pytest
 
 from spar_lite.engines.base import Request, strip_thinking
-from spar_lite.evaluation import (
-    HeldoutResult,
-    paired_difference,
-    review_heldout,
-    summarise,
-)
 from spar_lite.evaluation.audit import (
     accepted_truth,
     agreement,
@@ -29,6 +23,7 @@ from spar_lite.evaluation.audit import (
     vote_counts,
     whats_wrong,
 )
+from spar_lite.evaluation.heldout import HeldoutResult, paired_difference, review_heldout, summarise
 from spar_lite.evaluation.stats import bootstrap_mean, distinguishable, wilson
 from spar_lite.recipe import Evaluate
 from spar_lite.records import (

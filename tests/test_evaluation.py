@@ -15,8 +15,8 @@ from spar_lite.app.cli import main
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.engines.base import Request
 from spar_lite.errors import ModelError, StoreError
-from spar_lite.evaluation import Scorecard, scorecards
 from spar_lite.evaluation.inference_search import Final
+from spar_lite.evaluation.scorecard import Scorecard, scorecards
 from spar_lite.evaluation.stats import NOTHING, wilson
 from spar_lite.evaluation.target import find_target
 from spar_lite.evaluation.tasks.constraints import ConstraintsResult, check_final, constraint_scores

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spar_lite.evaluation import HeldoutResult
+from spar_lite.evaluation.heldout import HeldoutResult
 from spar_lite.evaluation.scoring import keep_better
 from spar_lite.evaluation.target import find_target
 from spar_lite.loop import spar

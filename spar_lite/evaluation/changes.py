@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from spar_lite.evaluation import HeldoutResult, alarms, points
+from spar_lite.evaluation.alarms import alarms
+from spar_lite.evaluation.heldout import HeldoutResult
+from spar_lite.evaluation.scorecard import points
 from spar_lite.evaluation.scoring import IFEVAL_FILES
 from spar_lite.evaluation.stats import paired_change
 from spar_lite.recipe import Recipe

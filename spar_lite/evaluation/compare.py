@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from spar_lite.errors import StoreError, did_you_mean
-from spar_lite.evaluation import HeldoutResult, alarms, points, scorecards, summarise
+from spar_lite.evaluation.alarms import alarms
 from spar_lite.evaluation.changes import Points, counts, difference
+from spar_lite.evaluation.heldout import HeldoutResult, summarise
+from spar_lite.evaluation.scorecard import points, scorecards
 from spar_lite.evaluation.stats import clustered_mean, distinguishable
 from spar_lite.loop import summaries
 from spar_lite.recipe import Recipe, load_recipe, recipe_slice

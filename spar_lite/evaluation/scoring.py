@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.errors import RecipeError
-from spar_lite.evaluation import (
+from spar_lite.evaluation.heldout import (
     HeldoutResult,
     answer_heldout,
     paired_difference,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.errors import StoreError
-from spar_lite.evaluation import HeldoutResult
+from spar_lite.evaluation.heldout import HeldoutResult
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt
 from spar_lite.store import Marker, StageFile
