@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spar_lite.data.evolve import loop_prompts
+from spar_lite.data.evolve import EVOLVE, loop_prompts
 from spar_lite.evaluation.audit import audit_summary, iteration_metrics
 from spar_lite.evaluation.scoring import ifeval_prompts, keep_better, score, score_ifeval
 from spar_lite.judge import judge_answer
@@ -101,7 +101,7 @@ def self_play(run: Run, number: int) -> Data:
             for p in prompts
             for k in range(recipe.sample.k)
         },
-        keys=["bootstrap", "evolve", "sample", *(["iterate"] if number > 1 else [])],
+        keys=["bootstrap", *EVOLVE, "sample", *(["iterate"] if number > 1 else [])],
         inputs=[prompts],
         adapters=start,
         summary=partial(_answered, run),

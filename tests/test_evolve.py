@@ -16,7 +16,7 @@ from spar_lite import constraints
 from spar_lite.data.evolve import Evolution, evolve
 from spar_lite.engines.base import Request
 from spar_lite.engines.remote import RemoteEngine, open_remote
-from spar_lite.errors import EngineError, RecipeError
+from spar_lite.errors import EngineError, RecipeError, StoreError
 from spar_lite.loop import self_play
 from spar_lite.recipe import Evolve, parse_recipe
 from spar_lite.records import Prompt, Response, Role, from_json
@@ -249,6 +249,20 @@ def test_what_was_given_no_constraint_is_left_out_of_the_loop(tmp_path: Path) ->
     assert [r.prompt_id for r in responses] == ["a", "a", "d", "d", "e", "e"]
     assert marks["iteration-1/pairs"]["pairs"] == 3  # all later stages take fewer than count
     assert not said(run)  # two of five are not most of them
+
+
+def test_another_number_of_requests_at_a_time_changes_nothing(tmp_path: Path) -> None:
+    run, _ = loop(tmp_path, [{"text": "Add to tea."}])
+    played(run)
+    for change, bound in ({"parallel": 3}, False), ({"tries": 5}, True):
+        data = run.recipe.model_dump(mode="python", by_alias=True)
+        data["evolve"] |= change
+        other = Run(parse_recipe(data), run.folder, Silence())
+        if bound:
+            with pytest.raises(StoreError, match=r"evolve\.tries"):
+                other.unfinished(lambda run: self_play(run, 1))
+        else:
+            assert not other.unfinished(lambda run: self_play(run, 1))
 
 
 def test_most_prompts_left_out_is_said_in_one_line(tmp_path: Path) -> None:

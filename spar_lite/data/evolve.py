@@ -26,6 +26,13 @@ from spar_lite.sample import complete
 from spar_lite.steps import Items, Records, StepFolder
 from spar_lite.templates import TAXONOMY, evolve_messages, parse_evolved
 
+EVOLVE = tuple(
+    f"evolve.{field.alias or name}"
+    for name, field in Evolve.model_fields.items()
+    if name not in ("key_env", "parallel")  # they decide nothing of what comes back
+)
+"""Recipe keys that decide what an instruction becomes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evolution:
@@ -94,7 +101,7 @@ def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
         "evolutions",
         Evolution,
         evolutions,
-        keys=["seed", "evolve"],
+        keys=["seed", *EVOLVE],
         inputs=[plain],
         adapters=FRESH if way == "model" else None,
         unit="prompts",
