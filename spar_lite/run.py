@@ -31,7 +31,7 @@ ROLES: tuple[Role, ...] = ("actor", "refiner")
 
 
 class Screen:
-    """Where progress is shown: this one shows nothing; see ``report.progress``."""
+    """Where progress is shown: this one shows nothing; see ``app.report.progress``."""
 
     def start(self, stage: str, total: int, unit: str) -> None:
         """A step of ``total`` items begins."""
@@ -144,17 +144,13 @@ class Run:
                 if thinks := policy.chat.thoughts_when_training:
                     raise ModelError(thinks)
                 self._try_warmup_chats(policy)
-            except SparError as fault:
-                self._fault = fault
-                raise
-            self._policy = policy
-            try:
+                self._policy = policy
                 self._restore_wanted()
             except SparError as fault:
                 self._policy, self._fault = None, fault
                 raise
-            device = self._policy.device
-            weights = "4-bit NF4" if self._policy.quantized else str(self._policy.inner.dtype)
+            device = policy.device
+            weights = "4-bit NF4" if policy.quantized else str(policy.inner.dtype)
             self.screen.say(f"{self.recipe.model.id} on {device}, {weights.replace('torch.', '')}")
         return self._policy
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from spar_lite.errors import RecipeError, StoreError
 from spar_lite.recipe import Recipe, Training, parse_recipe, recipe_slice
 from spar_lite.records import Role
-from spar_lite.run import Adapters, Run, Screen, Step, Summary
+from spar_lite.run import ROLES, Adapters, Run, Screen, Step, Summary
 from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
 
 if TYPE_CHECKING:
@@ -183,8 +183,7 @@ class StepFolder:
             summary = learn()
             run.policy.save(role, folder)
             run.trained(role, folder)
-            both: tuple[Role, ...] = ("actor", "refiner")
-            return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in both}}
+            return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in ROLES}}
 
         own = adapters.actor if role == "actor" else adapters.refiner
         self._step(role, (*MODEL, *keys), [*inputs, Adapters(own, None)], work)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .base import Constraint
 from .text import (
     FILLERS,
+    LIST_MARK,
     WORD,
     closed,
     enumerated,
@@ -26,7 +27,6 @@ from .values import VALUES, Values
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NUMBERED = re.compile(r"^\d{1,2}\. (?=\S)", re.MULTILINE)
-_OTHER_MARK = re.compile(r"^[^\S\n]*(?:[*\u2022\u2013-]|\d{1,3}[.)])[^\S\n]*(?=\S)", re.MULTILINE)
 _POSTSCRIPT = re.compile(r"^P\.S\. ?\S", re.MULTILINE)
 _STARS = "******"
 
@@ -119,7 +119,7 @@ class NumberedList(Constraint):
         starts = [match.start() for match in _NUMBERED.finditer(text)]
         if len(starts) > self.count:
             yield text[: starts[self.count]].rstrip()
-        items = [_OTHER_MARK.sub("", line).strip() for line in text.split("\n") if line.strip()]
+        items = [LIST_MARK.sub("", line).strip() for line in text.split("\n") if line.strip()]
         if len(items) == self.count:
             yield _numbered(items)
         found = sentences(" ".join(items))

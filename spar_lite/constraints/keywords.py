@@ -201,7 +201,7 @@ class KeywordFrequency(Constraint):
 
     def __post_init__(self) -> None:
         require_word(self.kind, self.word)
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+        super().__post_init__()
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "KeywordFrequency":

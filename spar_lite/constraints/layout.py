@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .base import Constraint
-from .text import FILLERS, enumerated, paragraphs, sentences, toss
+from .text import FILLERS, LIST_MARK, enumerated, paragraphs, sentences, toss
 from .values import VALUES, Values
 
 _BULLET = re.compile(r"^- (?=\S)", re.MULTILINE)
-_OTHER_MARK = re.compile(r"^[^\S\n]*(?:[*\u2022\u2013-]|\d{1,3}[.)])[^\S\n]*(?=\S)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class BulletCount(Constraint):
         if len(starts) > self.count:
             yield text[: starts[self.count]].rstrip()
         if not starts:
-            yield _OTHER_MARK.sub("- ", text)
+            yield LIST_MARK.sub("- ", text)
             found = sentences(text)
             if len(found) >= self.count:
                 items = [*found[: self.count - 1], " ".join(found[self.count - 1 :])]

@@ -133,7 +133,7 @@ class CharSequence(Constraint):
     def __post_init__(self) -> None:
         fine = len(self.letter) == 1 and self.letter.isalpha()
         require(fine, f"{self.kind}: letter must be one letter, found {self.letter!r}")
-        require(self.count >= 1, f"{self.kind}: count must be at least 1, found {self.count}")
+        super().__post_init__()
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "CharSequence":

@@ -22,6 +22,7 @@ class Marked(Constraint):
 
     count: int
     noun: ClassVar[str]
+    named = "Has at least {count:{noun}}"
     most = 3
     # Every second word at most is marked, so that marks do not touch.
     apart = 2
@@ -86,7 +87,6 @@ class Highlights(Marked):
 
     kind = "highlights"
     noun = "highlighted phrase"
-    named = "Has at least {count:highlighted phrase}"
     asked = (
         "Highlight at least {count:phrase} with asterisks, like *this*.",
         "Put at least {count:phrase} between asterisks, as in *this*.",
@@ -117,7 +117,6 @@ class Placeholders(Marked):
     kind = "placeholders"
     noun = "placeholder"
     most = 2
-    named = "Has at least {count:placeholder}"
     asked = (
         "Use at least {count:placeholder} in square brackets, such as [name].",
         "Your answer must hold at least {count:placeholder} like [address].",

@@ -7,6 +7,8 @@ them take time linear in the text.
 import re
 import zlib
 
+# What begins a list item, in any of the usual ways.
+LIST_MARK = re.compile(r"^[^\S\n]*(?:[*\u2022\u2013-]|\d{1,3}[.)])[^\S\n]*(?=\S)", re.MULTILINE)
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 # Possessive quantifiers and the look-behind keep a long run of dots linear.
 _STOP = re.compile(

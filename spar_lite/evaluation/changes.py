@@ -31,7 +31,7 @@ def differences(recipe: Recipe, folder: Path) -> list[Summary]:
     Held-out answers that count: of each checkpoint against the one it started from, of what the run
     ends with against the warm-up and the base. IFEval prompts met: of all that were scored.
     """
-    held = _heldout(recipe, folder)
+    held = heldout_results(recipe, folder)
     found: dict[str, dict[str, Points]] = {
         COUNTS: {name: counts(results) for name, results in held.items()},
         IFEVAL: _ifeval(recipe, folder),
@@ -52,7 +52,7 @@ def run_alarms(recipe: Recipe, folder: Path) -> dict[str, list[str]]:
 
     Each checkpoint against the one it started from, and what the run ends with against the warm-up.
     """
-    held = _heldout(recipe, folder)
+    held = heldout_results(recipe, folder)
     steps = _steps(recipe, folder, list(held), [start_folder(recipe)])
     found = {f"{a} → {b}": alarms(held[a], held[b], recipe.seed) for a, b in steps}
     return {step: said for step, said in found.items() if said}
@@ -80,7 +80,7 @@ def _names(recipe: Recipe) -> list[str]:
     return ["base", "bootstrap", *(f"iteration-{n}" for n in range(1, recipe.iterations + 1))]
 
 
-def _heldout(recipe: Recipe, folder: Path) -> dict[str, list[HeldoutResult]]:
+def heldout_results(recipe: Recipe, folder: Path) -> dict[str, list[HeldoutResult]]:
     """The finished held-out results by checkpoint."""
     done = [name for name in _names(recipe) if Marker(folder / name, "heldout").read() is not None]
     return {name: StageFile(folder / name, "heldout", HeldoutResult).load() for name in done}

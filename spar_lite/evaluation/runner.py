@@ -144,8 +144,9 @@ class Job:
 
     def answers(self, name: str, prompts: Sequence[Prompt], plan: Plan) -> list[Final]:
         """Both phases of decoding, each with a file of its own."""
+        engine = LazyEngine(lambda: self.engine)
         first: StageFile[Response] = StageFile(self.folder, f"{name}.answers", Response)
-        asked = first_answers(LazyEngine(lambda: self.engine), prompts, plan)
+        asked = first_answers(engine, prompts, plan)
         found = collect(self.screen, self.bar, first, asked, "answers")
         by_prompt: dict[str, list[Response]] = {}
         for response in found:
@@ -153,7 +154,6 @@ class Job:
         if plan.way == "greedy":
             return [greedy_final(by_prompt[p.id][0]) for p in prompts]
         last: StageFile[Final] = StageFile(self.folder, f"{name}.finals", Final)
-        engine = LazyEngine(lambda: self.engine)
         items = [(p.id, partial(final_answer, engine, p, by_prompt[p.id], plan)) for p in prompts]
         return collect(self.screen, plan.way, last, items, "prompts")
 

@@ -48,7 +48,8 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     settings = run.recipe.evaluate
     if not settings.prompts:
         return
-    at, adapters = StepFolder(run, name), adapters_after(run.recipe, run.folder, iteration)
+    at = StepFolder(run, name)
+    adapters = adapters_after(run.recipe, run.folder, iteration)
     if iteration:  # its own, whether it will be kept or not
         adapters = Adapters(at.folder / "actor", at.folder / "refiner")
     own = ("prompts", "review", "max_new_tokens", "reply_tokens")  # IFEval may be asked for later
@@ -58,7 +59,9 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     answers = at.each(
         "heldout_answers",
         Response,
-        lambda: {p.id: partial(answer_heldout, run.engine, p, settings) for p in heldout(run)},
+        lambda: {
+            p.id: partial(answer_heldout, run.engine, p, settings) for p in heldout(run.recipe)
+        },
         keys=keys,
         inputs=[],
         adapters=adapters,
@@ -66,7 +69,7 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     )
 
     def reviews() -> Items[HeldoutResult]:
-        prompts = heldout(run)
+        prompts = heldout(run.recipe)
         logps = cache(lambda: _base_logps(run, prompts, answers.by_id))
 
         async def review(number: int, p: Prompt) -> HeldoutResult:
@@ -87,9 +90,8 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     )
 
 
-def heldout(run: Run) -> list[Prompt]:
+def heldout(recipe: Recipe) -> list[Prompt]:
     """The prompts that are scored, the same for every checkpoint and every seed."""
-    recipe = run.recipe
     return builtin_prompts(recipe.prompts, recipe.seed, "heldout", recipe.evaluate.prompts)
 
 

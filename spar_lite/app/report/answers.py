@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from spar_lite.data.prompts import builtin_prompts
 from spar_lite.errors import StoreError
+from spar_lite.evaluation.changes import heldout_results
 from spar_lite.evaluation.heldout import HeldoutResult
+from spar_lite.evaluation.scoring import heldout
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt
-from spar_lite.store import Marker, StageFile
 
 
 def first_of_each_kind(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -32,16 +32,11 @@ def answer_lines(recipe: Recipe, folder: Path, count: int) -> Iterator[str]:
     Raises:
         StoreError: the run has no held-out score yet.
     """
-    names = ["base", "bootstrap", *(f"iteration-{n + 1}" for n in range(recipe.iterations))]
-    done = [n for n in names if Marker(folder / n, "heldout").read() is not None]
-    if not done:
+    scored = heldout_results(recipe, folder)
+    if not scored:
         raise StoreError(f"{folder} has no held-out answers yet. See: spar-lite status {folder}")
-    found = {
-        name: {r.id: r for r in StageFile(folder / name, "heldout", HeldoutResult).load()}
-        for name in done
-    }
-    prompts = builtin_prompts(recipe.prompts, recipe.seed, "heldout", recipe.evaluate.prompts)
-    for prompt in first_of_each_kind(prompts, count):
+    found = {name: {r.id: r for r in results} for name, results in scored.items()}
+    for prompt in first_of_each_kind(heldout(recipe), count):
         yield f"{prompt.id}: {prompt.text}"
         for name, results in found.items():
             result = results[prompt.id]
