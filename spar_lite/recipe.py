@@ -329,6 +329,7 @@ class Iterate(Section):
     keep: Literal["better", "always"] = Field(
         "better",
         description="better: where an iteration lowers the share of held-out answers that count, "
+        "or makes them worse otherwise (said twice, off topic, cut off ...) by more than noise, "
         "the next one starts from the adapters of before; always: from the new ones (the paper)",
     )
 

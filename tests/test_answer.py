@@ -78,7 +78,12 @@ DODGES = [
     (END, "Good luck.", "no words of its own"),
     (END, "You are welcome. Good luck.", "off topic"),
     (END, "Good luck. The wolf hunts at night in the woods. Good luck.", "says it twice"),
+    (END, "Good luck: the wolf hunts at night in the woods. Good luck.", "says it twice"),
+    (START, "To be honest, the wolf is shy. To be honest, it hides all day.", "says it twice"),
     (WORD, "The wolf hunts at night in the woods. Star.", "no words of its own"),
+    (WORD, "The wolf hunts at night in the woods.star", "speaks of the task"),
+    (WORD, "The wolf hunts at night in the 'star' woods.", "speaks of the task"),
+    (WORD, "The wolf is a classic example of a star in the woods.", "speaks of the task"),
     (WORD, "The wolf hunts at night. The word star fits it well.", "speaks of the task"),
     (WORD, 'The wolf hunts at night. I used the word "star" here.', "speaks of the task"),
     (WORD, 'The wolf is a classic example of a "star" in the woods.', "speaks of the task"),
@@ -95,6 +100,31 @@ def test_a_dodge_is_none(rule: dict[str, object], text: str, fault: str) -> None
     assert fault in faults(rule, text)
     line = constraints.critique(requirements(ask(rule)), text).splitlines()[-1]
     assert line.startswith("2. An answer about a wolf: ") and line.endswith(" No")
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "mended"),
+    [
+        (START, "To be honest, a wolf is a versatile and versatile animal.",
+         "To be honest, a wolf is a versatile animal."),
+        (SAY, "Some say: Some say that the wolf is a shy animal.",
+         "Some say that the wolf is a shy animal."),
+        (END, "Good luck: the wolf hunts at night. Good luck.",
+         "The wolf hunts at night. Good luck."),
+        (START, "To be honest, the wolf is shy. To be honest, it hides all day.",
+         "To be honest, the wolf is shy. It hides all day."),
+    ],
+)  # fmt: skip
+def test_what_is_said_twice_is_said_once(rule: dict[str, object], text: str, mended: str) -> None:
+    """So that the refiner has such repairs to learn from."""
+    assert constraints.mend_all(requirements(ask(rule)), text) == mended
+
+
+def test_a_word_said_twice_in_a_pair_is_a_lesson() -> None:
+    rule = requirements(ask(START))[-1]
+    assert isinstance(rule, Answer)
+    spoilt = list(rule.spoilt("To be honest, the wolf is a gentle animal."))
+    assert "To be honest, the wolf is a gentle and gentle animal." in spoilt
 
 
 def test_the_evidence_begins_alike_for_yes_and_no_and_quotes() -> None:

@@ -24,12 +24,15 @@ def recipe(keep: str = "better", **more: object) -> Recipe:
     )
 
 
-def score(folder: Path, name: str, good: int) -> None:
-    """A finished checkpoint ``good`` of whose ten answers count; both its adapters."""
+def score(folder: Path, name: str, good: int, of: int = 10, faults: tuple[str, ...] = ()) -> None:
+    """A finished checkpoint ``good`` of whose answers count, and the others have these faults."""
     results = [
-        HeldoutResult(str(n), "a", True, (n < good,), (), None, None, False, None, None, (), Cost())
-        for n in range(10)
-    ]
+        HeldoutResult(
+            str(n), "a", True, (n < good,), () if n < good else faults, None, None, False, None,
+            None, (), Cost(),
+        )
+        for n in range(of)
+    ]  # fmt: skip
     StageFile(folder / name, "heldout", HeldoutResult).finish(results)
     Marker(folder / name, "heldout").write({})
     for role in ("actor", "refiner"):
@@ -80,6 +83,18 @@ def test_the_better_checkpoint_stays(tmp_path: Path, scores: list[int], kept: li
             assert f"{10 * (good - scores[found]):+.1f} points" in said[0]
         else:
             assert said == []
+
+
+def test_more_answers_that_count_do_not_pay_for_worse_ones(tmp_path: Path) -> None:
+    """No step may be clear of the noise, and both together are: the warm-up is looked at too."""
+    score(tmp_path, "bootstrap", 40, 100)
+    score(tmp_path, "iteration-1", 50, 100)
+    assert decide(tmp_path, recipe(), 1) == (1, [])
+    score(tmp_path, "iteration-2", 60, 100, ("says it twice",))
+    kept, (said,) = decide(tmp_path, recipe(), 2)
+    assert kept == 1
+    assert "answers got worse: said twice 0.0 → 40.0 %" in said and "since bootstrap" in said
+    assert "the adapters of iteration-1 stay" in said
 
 
 def test_always_goes_on_with_the_new_ones_and_looks_at_no_earlier_decision(tmp_path: Path) -> None:

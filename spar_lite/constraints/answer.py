@@ -21,6 +21,7 @@ from .text import (
     WORD,
     Span,
     around,
+    capitalised,
     clean,
     closed,
     head,
@@ -73,9 +74,8 @@ RUN = 6
 # A text that goes round in circles does so this often at least, for so many words, to its end.
 ROUNDS, CIRCLE = 3, 9
 # "Creative and creative"; "miles and miles", "deeper and deeper", "ran and ran" are English.
-_AND_AGAIN = re.compile(
-    r"\b(?!through|around)(\w{6,}(?<!s)(?<!e[rd])(?<!ing)) and \1\b", re.IGNORECASE
-)
+_SINGLE = r"\b(?!through|around)(\w{6,}(?<!s)(?<!e[rd])(?<!ing))\b"
+_AND_AGAIN = re.compile(rf"{_SINGLE} and \1\b", re.IGNORECASE)
 # No circle is looked for that is longer: one is found early or not at all.
 LONGEST = 40
 
@@ -269,9 +269,15 @@ class Answer(Requirement):
                 for run, times in Counter(_runs(piece, 3)).items():
                     if times > 2 and run[-1] not in _SMALL:
                         return run
-        for phrase in filter(None, map(_plain, set(self.required) - self._keywords)):
-            if phrase * 2 in _runs(_plain(text), 2 * len(phrase)):
-                return phrase
+        for phrase in dict.fromkeys(self.required):
+            said = _plain(phrase)
+            if phrase in self._keywords or not said:
+                continue
+            if said * 2 in _runs(_plain(text), 2 * len(said)):
+                return said
+            # "Good luck: wolves hunt. Good luck.", but "Good luck at it takes time. Good luck."
+            if len(_set_apart(text, phrase)) > self.required.count(phrase):
+                return said
         if found := _AND_AGAIN.search(text):
             return _plain(found.group())
         for line in text.split("\n"):
@@ -305,11 +311,15 @@ class Answer(Requirement):
         if found := _TASK.search(bare):
             return _plain(found.group())
         for word in self.required:
-            # 'The word river fits it well', 'an example of a "river"': named there, not used.
+            # "The word river fits it well", "an example of a river", "It runs.river": named there,
+            # not used.
             it = re.escape(word)
             named = rf"\bwords?\s+(?:is\s+|for\s+it\s+is\s+)?[\"'\u201c]?{it}\b"
             if word in self._keywords and not text.startswith("{"):
-                named = rf"{named}|[\"\u201c]{it}[.,]?[\"\u201d]"
+                named = (
+                    rf"{named}|(?<!\w)[\"'\u201c\u2018]{it}[.,]?[\"'\u201d\u2019](?!\w)"
+                    rf"|\bexamples?\s+of\s+(?:an?\s+|the\s+)?{it}\b|\w[.!?]{it}\b"
+                )
             if found := re.search(named, text, re.IGNORECASE):
                 return _plain(found.group())
         return ()
@@ -332,6 +342,12 @@ class Answer(Requirement):
         pieces = sentences(text)
         said = [_plain(piece) for piece in pieces]
         yield " ".join(p for n, p in enumerate(pieces) if said[n] not in said[:n])
+        yield _AND_AGAIN.sub(r"\1", text)
+        for phrase in sorted(set(self.required) - self._keywords):
+            found = [match.span() for match in re.finditer(_loosely(phrase), text, re.IGNORECASE)]
+            if len(found) > 1:
+                yield _without(text, found[0])
+                yield _without(text, found[-1])
         if len(pieces) > 1:
             yield " ".join(pieces[:-1])  # one that was cut off, mostly
 
@@ -347,6 +363,8 @@ class Answer(Requirement):
         if pieces:
             yield " ".join([*pieces, pieces[toss(text, len(pieces))]])
             yield closed(" ".join([phrase or pieces[0]] * 2))
+        if single := re.search(rf"\b(?:is|are|an?)\s+{_SINGLE}(?=\s\w)", text):
+            yield f"{text[: single.end()]} and {single[1]}{text[single.end() :]}"
         asked = sentences(self.request)
         if asked:
             yield f"{closed(asked[toss(text, len(asked))])} {text}"
@@ -354,6 +372,24 @@ class Answer(Requirement):
             yield closed(self.required[0])
         if len(text) > 40:
             yield text[: text.rfind(" ", 0, 2 * len(text) // 3)].rstrip(".,;:!? ")
+
+
+def _loosely(phrase: str) -> str:
+    """A pattern for a phrase, whatever mark it ends with."""
+    return rf"(?<!\w){re.escape(phrase.rstrip('.!?'))}(?!\w)"
+
+
+def _set_apart(text: str, phrase: str) -> list[str]:
+    """Each place where a phrase stands by itself, between marks."""
+    return re.findall(
+        rf"(?:^|[.,:;!?\n])[\s\"]*{_loosely(phrase)}(?=\s*[.,:;!?\n]|\s*$)", text, re.IGNORECASE
+    )
+
+
+def _without(text: str, span: Span) -> str:
+    """The text without a piece of it; what follows begins a sentence."""
+    before, after = text[: span[0]].rstrip(), text[span[1] :].lstrip(" .,:;!?\n-")
+    return f"{before} {capitalised(after)}".strip()
 
 
 def _runs(said: Sequence[str], size: int) -> list[tuple[str, ...]]:

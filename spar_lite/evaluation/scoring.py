@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.errors import RecipeError
+from spar_lite.evaluation.alarms import ANSWERS, alarms
 from spar_lite.evaluation.heldout import (
     HeldoutResult,
     answer_heldout,
@@ -28,7 +29,16 @@ from spar_lite.evaluation.tasks.ifeval import (
 )
 from spar_lite.recipe import Recipe
 from spar_lite.records import Prompt, Response
-from spar_lite.run import ROLES, Adapters, Run, Summary, adapters_after, kept_after, standing
+from spar_lite.run import (
+    ROLES,
+    Adapters,
+    Run,
+    Summary,
+    adapters_after,
+    kept_after,
+    standing,
+    start_folder,
+)
 from spar_lite.steps import MODEL, Items, StepFolder
 from spar_lite.store import StageFile
 from spar_lite.templates import answer_messages
@@ -121,25 +131,30 @@ def keep_better(run: Run, number: int) -> None:
     if recipe.iterate.keep == "always" or not recipe.evaluate.prompts:
         return
     start = standing(recipe, run.folder, number - 1)
+    names = list(dict.fromkeys((start, start_folder(recipe), at.name)))
 
     def decide() -> Summary:
-        before, after = (
-            StageFile(run.folder / name, "heldout", HeldoutResult).load()
-            for name in (start, at.name)
-        )
-        change = paired_difference(before, after, recipe.seed)
+        results = {n: StageFile(run.folder / n, "heldout", HeldoutResult).load() for n in names}
+        after = results[at.name]
+        change = paired_difference(results[start], after, recipe.seed)
+        why = []
+        if change.value < 0:
+            why.append(f"answers that count changed by {100 * change.value:+.1f} points")
+        # Each step may be within the noise of the one before, and the sum of them is not.
+        for name in names[:-1]:
+            said = alarms(results[name], after, recipe.seed)
+            why += [f"{what} since {name}" for what in said if what.startswith(ANSWERS)]
         # A run that is scored only afterwards has gone on from this one already.
-        gone_on = any(run.folder.glob(f"iteration-{number + 1}/responses.*"))
-        worse = change.value < 0 and not gone_on
+        worse = bool(why) and not any(run.folder.glob(f"iteration-{number + 1}/responses.*"))
         if worse:
             run.screen.say(
-                f"{at.name}: answers that count changed by {100 * change.value:+.1f} points, so "
+                f"{at.name}: {'; '.join(why)}, so "
                 f"the adapters of {start} stay (iterate.keep: always goes on with the new ones)"
             )
         last = kept_after(recipe, run.folder, number - 1)
-        return {"kept": last if worse else number, "change": asdict(change)}
+        return {"kept": last if worse else number, "change": asdict(change), "why": why}
 
-    files = [run.folder / name / "heldout.jsonl" for name in (start, at.name)]
+    files = [run.folder / name / "heldout.jsonl" for name in names]
     at.report("keep", decide, keys=["iterate"], inputs=files, unit="decision")
 
 
