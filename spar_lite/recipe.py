@@ -117,11 +117,21 @@ class Prompts(Section):
         return self
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible server; its key is read from the environment and written nowhere."""
+
+    url: str = Field("http://localhost:8000/v1", description="for openai: the server's base")
+    key_env: str = Field(
+        "OPENAI_API_KEY", description="for openai: the environment variable that holds the key"
+    )
+    parallel: Count = Field(8, description="for openai: requests at a time")
+
+
 # The paper has 14 kinds; one is the main one, and length is never another.
 Others = Annotated[int, Field(ge=0, le=12)]
 
 
-class Evolve(Section):
+class Evolve(Endpoint):
     """Plain instructions become constraint-bearing ones, or are left out."""
 
     way: Literal["none", "constraints", "model", "openai"] = Field(
@@ -144,12 +154,7 @@ class Evolve(Section):
     )
     max_new_tokens: Count = Field(256, description="longest rewritten instruction, in tokens")
     temperature: Temperature = Field(0.7, description="of the rewriting; 0 is greedy")
-    url: str = Field("http://localhost:8000/v1", description="for openai: the endpoint's base")
     model: str = Field("", description="for openai: the model's name there")
-    key_env: str = Field(
-        "OPENAI_API_KEY", description="for openai: the environment variable that holds the key"
-    )
-    parallel: Count = Field(8, description="for openai: requests at a time")
 
     @model_validator(mode="after")
     def _ordered(self) -> Evolve:
@@ -372,9 +377,23 @@ class Evaluate(Section):
     ifeval_tokens: Count = Field(1280, description="longest answer to one of them, in tokens")
 
 
-class EngineSettings(Section):
+class ServedModels(Section):
+    """The names under which a server offers the base and each role's adapter."""
+
+    base: str = Field("base", description="the base model's")
+    actor: str = Field("actor", description="the actor's")
+    refiner: str = Field("refiner", description="the refiner's")
+
+
+class EngineSettings(Endpoint):
     """How text is generated."""
 
+    kind: Literal["local", "openai"] = Field(
+        "local",
+        description="local: the model in this process; openai: a server such as vLLM that has the "
+        "same base, and loads each adapter when it is trained",
+    )
+    models: ServedModels = Field(ServedModels(), description="for openai: the roles' names there")
     path: Literal["auto", "continuous", "static"] = Field(
         "auto",
         description="auto: continuous batching if a self-check on this device passes, else static",

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spar_lite.data.sources import released_rows
 from spar_lite.engines.base import Engine, LazyEngine
+from spar_lite.engines.open import open_engine
+from spar_lite.engines.remote import RemoteEngine
 from spar_lite.errors import ModelError, SparError
 from spar_lite.recipe import Recipe, dump_recipe
 from spar_lite.records import Role, stable_seed
@@ -175,15 +177,8 @@ class Run:
             if self.make_engine is not None:
                 self._engine = self.make_engine(self)
             else:
-                from spar_lite.model import RolloutEngine
-
-                engine = RolloutEngine(
-                    self.policy,
-                    self.recipe.engine,
-                    self.recipe.seed,
-                    self.screen.say,
-                    self.recipe.model.memory_fraction,
-                )
+                adapters = dict(zip(ROLES, self._wanted, strict=True))
+                engine = open_engine(self.recipe, lambda: self.policy, adapters, self.screen.say)
                 engine.on_tokens = self.screen.tokens
                 self._engine = engine
         engine_: Engine = self._engine
@@ -194,6 +189,9 @@ class Run:
         self._wanted = adapters
         if self._policy is not None:
             self._restore_wanted()
+        if isinstance(self._engine, RemoteEngine):
+            for role, folder in zip(ROLES, adapters, strict=True):
+                self._engine.use(role, folder)
 
     def trained(self, role: Role, folder: Path) -> None:
         """Note that the adapter in memory is the one just saved in ``folder``."""

@@ -15,7 +15,7 @@ import pytest
 from spar_lite import constraints
 from spar_lite.data.evolve import Evolution, evolve
 from spar_lite.engines.base import Request
-from spar_lite.engines.remote import RemoteEngine, open_remote
+from spar_lite.engines.remote import RemoteEngine, open_endpoint
 from spar_lite.errors import EngineError, RecipeError, StoreError
 from spar_lite.loop import self_play
 from spar_lite.recipe import Evolve, parse_recipe
@@ -348,8 +348,12 @@ def url() -> Iterator[str]:
     thread.join()
 
 
+def endpoint(recipe: Evolve) -> RemoteEngine:
+    return open_endpoint(recipe, {"base": recipe.model}, "evolve")
+
+
 def ask(url: str, key: str | None = None) -> Any:
-    engine = RemoteEngine(url, "some-model", key, parallel=2, pause=0.0)
+    engine = RemoteEngine(url, {"base": "some-model"}, key, 2, "evolve", pause=0.0)
     return asyncio.run(evolve(engine, PLAIN, settings("openai"), 0))
 
 
@@ -388,15 +392,15 @@ def test_nobody_there() -> None:
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "k")
-    engine = open_remote(settings("openai", model="m", key_env="MY_KEY"))
+    engine = endpoint(settings("openai", model="m", key_env="MY_KEY"))
     assert (engine.key, engine.parallel) == ("k", 8)
     with pytest.raises(EngineError, match=r"evolve\.model wants"):
-        open_remote(settings("openai"))
+        endpoint(settings("openai"))
     with pytest.raises(EngineError, match=r"evolve\.url wants http"):
-        open_remote(settings("openai", model="m", url="file:///x"))
+        endpoint(settings("openai", model="m", url="file:///x"))
     for url in ("http://", "http://a b/v1", "http://a:port/v1", "http://[::1/v1"):
         with pytest.raises(EngineError, match=r"evolve\.url wants http"):
-            open_remote(settings("openai", model="m", url=url))
+            endpoint(settings("openai", model="m", url=url))
 
 
 @pytest.mark.parametrize("stray", ["\n", "\r", " ", "\r\n"])
@@ -405,7 +409,7 @@ def test_white_space_around_a_key_is_dropped(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"sk-THIS-IS-SECRET{stray}")
     Handler.script = [(200, FINE)]
-    engine = open_remote(settings("openai", model="m", url=url))
+    engine = endpoint(settings("openai", model="m", url=url))
     asyncio.run(evolve(engine, PLAIN, settings("openai"), 0))
     assert Handler.seen[0]["key"] == "Bearer sk-THIS-IS-SECRET"
 
@@ -416,7 +420,7 @@ def test_no_output_holds_a_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> 
     for key in ("sk-SECRET\u2013dash", "sk-SECRET\nX: y", "sk-SECRET\x7f"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         with pytest.raises(EngineError, match="OPENAI_API_KEY holds characters") as error:
-            open_remote(settings("openai", model="m"))
+            endpoint(settings("openai", model="m"))
         said.append(str(error.value))
     for answer in ((401, {"error": "Incorrect API key: sk-SECRET"}), (200, {"sk-SECRET": 1})):
         Handler.script = [answer]
@@ -424,11 +428,11 @@ def test_no_output_holds_a_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> 
             ask(url, "sk-SECRET")
         said.append(str(error.value))
     address = "http://me:sk-SECRET@127.0.0.1:9/v1?token=sk-SECRET"
-    engine = RemoteEngine(address, "m", "sk-SECRET", 2, pause=0.0)
+    engine = RemoteEngine(address, {"base": "m"}, "sk-SECRET", 2, pause=0.0)
     with pytest.raises(EngineError) as error:
         asyncio.run(evolve(engine, PLAIN, settings("openai"), 0))
     said += [str(error.value), repr(engine)]
-    # A key that came in past ``open_remote``, and that the HTTP library quotes when it refuses it.
+    # A key that came in past ``open_endpoint``, and that the HTTP library quotes in its refusal.
     with pytest.raises(EngineError) as error:
         ask(url, "sk-SECRET\n")
     said.append(str(error.value))

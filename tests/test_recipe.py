@@ -307,12 +307,7 @@ def load_shown(key: str, default: str) -> Recipe:
 
 def test_a_slice_is_flat_and_holds_only_what_was_asked_for():
     recipe = parse_recipe({"model": {"id": "tiny", "lora": {"r": 4}}, "seed": 7})
-    assert recipe_slice(recipe, ["seed", "engine"]) == {
-        "seed": 7,
-        "engine.path": "auto",
-        "engine.batch": 0,
-        "engine.weights": "auto",
-    }
+    assert recipe_slice(recipe, ["seed", "iterate"]) == {"seed": 7, "iterate.keep": "better"}
     assert recipe_slice(recipe, ["model.lora"]) == {
         "model.lora.r": 4,
         "model.lora.alpha": 32,

@@ -27,6 +27,7 @@ FLOORS = {
     "pairs": 3,
     "model": 3,
     "train": 3,
+    "engines.open": 3,
     "run": 4,
     "steps": 4,
     "data.evolve": 4,
@@ -43,6 +44,7 @@ ARROWS = {
     "judge": {"sample"},
     "search": {"judge", "sample"},
     "train": {"model"},
+    "engines.open": {"model"},
     "steps": {"run"},
     "data.evolve": {"run", "steps"},
     "warmup": {"run", "steps"},
@@ -50,7 +52,7 @@ ARROWS = {
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
 HEAVY_ROOMS = {"model", "train", "app.bench"}
 # These may load what is heavy once they are asked to do something, inside a function.
-LATE = {"app", "data", "evaluation", "loop", "run", "steps", "warmup"}
+LATE = {"app", "data", "engines.open", "evaluation", "loop", "run", "steps", "warmup"}
 
 FILES = sorted(HOUSE.rglob("*.py"))
 

@@ -17,7 +17,7 @@ from typing import Any
 from spar_lite import constraints
 from spar_lite.data.prompts import iteration_prompts
 from spar_lite.engines.base import Engine, strip_thinking
-from spar_lite.engines.remote import open_remote
+from spar_lite.engines.remote import open_endpoint
 from spar_lite.errors import RecipeError
 from spar_lite.recipe import Decoding, Evolve
 from spar_lite.records import Cost, Prompt, stable_seed
@@ -91,11 +91,12 @@ def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
 
     def evolutions() -> Items[Evolution]:
         engine: Engine | None = None
+        settings = run.recipe.evolve
         if way == "model":
             engine = run.engine
         elif way == "openai":
-            engine = open_remote(run.recipe.evolve)
-        return {p.id: partial(evolve, engine, p, run.recipe.evolve, seed) for p in plain}
+            engine = open_endpoint(settings, {"base": settings.model}, "evolve")
+        return {p.id: partial(evolve, engine, p, settings, seed) for p in plain}
 
     found = at.each(
         "evolutions",

@@ -1,1 +1,1 @@
-"""Who answers: the protocol that every engine keeps, and engines that need no torch."""
+"""Who answers: the protocol that every engine keeps, a server's engine, and the door to them."""
