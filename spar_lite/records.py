@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import types
-import typing
 from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 Role = Literal["actor", "refiner", "base"]
 """Which adapter answers; "base" means with both adapters switched off."""
@@ -189,40 +189,27 @@ def to_json(record: Any) -> dict[str, Any]:
     return dataclasses.asdict(record)
 
 
-def from_json(kind: type[T], data: Any) -> T:
-    """Build a record of ``kind`` from ``to_json``'s output (after a trip through JSON).
+def from_json(kind: type[T], line: str | bytes) -> T:
+    """Build a record of ``kind`` from a line of JSON.
 
     Raises:
-        TypeError, KeyError, ValueError: the data is not of that shape.
+        ValueError: the line is not of that shape; one line that says where.
     """
-    if not isinstance(data, dict):
-        raise TypeError(f"wanted an object, found {type(data).__name__}")
-    return typing.cast(T, _decode(kind, data))
+    try:
+        found: T = _reader(kind).validate_json(line, strict=True, extra="forbid")
+        return found
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+@functools.cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def stable_seed(*coordinates: object) -> int:
     """Return a 31-bit seed from coordinates, the same in every process (unlike ``hash``)."""
     text = "\x1f".join(str(part) for part in coordinates)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _decode(kind: Any, data: Any) -> Any:
-    origin = typing.get_origin(kind)
-    if kind is Any or origin in (Literal, dict) or data is None:
-        return data
-    if origin in (types.UnionType, typing.Union):
-        return _decode(next(a for a in typing.get_args(kind) if a is not type(None)), data)
-    if origin is tuple:
-        return tuple(_decode(typing.get_args(kind)[0], item) for item in data)
-    if dataclasses.is_dataclass(kind):
-        hints = _hints(typing.cast(typing.Hashable, kind))
-        unknown = set(data) - set(hints)
-        if unknown:
-            raise ValueError(f"unknown fields {sorted(unknown)}")
-        return typing.cast(Any, kind)(**{k: _decode(hints[k], v) for k, v in data.items()})
-    return data

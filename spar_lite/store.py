@@ -63,8 +63,8 @@ class StageFile(Generic[T]):
 
     def _parse(self, line: bytes, path: Path, number: int) -> T:
         try:
-            return from_json(self.kind, json.loads(line.decode()))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return from_json(self.kind, line)
+        except ValueError as error:
             raise StoreError(
                 f"{path} line {number} is not a {self.kind.__name__} record ({error}); another "
                 f"version may have made it. Restore the file, or start anew with another --run "

@@ -169,7 +169,8 @@ def test_the_fixed_text_comes_first() -> None:
 
 def test_evolutions_of_an_earlier_version_are_read() -> None:
     data = {"id": "p", "text": LONGER, "constraints": [], "kind": "length", "said_none": False}
-    found = from_json(Evolution, {**data, "replies": [LONGER], "cost": {"calls": 1}})
+    data |= {"replies": [LONGER], "cost": {"calls": 1}}
+    found = from_json(Evolution, json.dumps(data))
     assert found.others == () and found.apply(PLAIN) == Prompt("p", LONGER)
 
 

@@ -53,7 +53,7 @@ RECORDS = [
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_a_record_survives_json(record: object):
-    back = from_json(type(record), json.loads(json.dumps(to_json(record))))
+    back = from_json(type(record), json.dumps(to_json(record)))
     assert back == record
     assert repr(back) == repr(record), "tuples stay tuples, True stays True"
 
@@ -71,6 +71,9 @@ def test_every_record_is_tried_frozen_and_slotted():
     "data",
     [
         {"calls": 1, "price": 2},
+        {"calls": "1"},
+        {"calls": True},
+        {"calls": 1.5},
         {"calls": 1, "prompt_tokens": 2, "completion_tokens": 3, "4": 4},
         [],
         None,
@@ -79,14 +82,15 @@ def test_every_record_is_tried_frozen_and_slotted():
     ],
 )
 def test_data_of_another_shape_is_an_error(data: object):
-    with pytest.raises((TypeError, KeyError, ValueError)):
-        from_json(Cost, data)
+    with pytest.raises(ValueError) as error:
+        from_json(Cost, json.dumps(data))
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_field_without_default_is_an_error():
-    with pytest.raises(TypeError, match="verdict"):
-        from_json(Vote, {"text": "x"})
-    assert from_json(Prompt, {"id": "p", "text": "x"}) == Prompt("p", "x")
+    with pytest.raises(ValueError, match="verdict: Field required"):
+        from_json(Vote, '{"text": "x"}')
+    assert from_json(Prompt, '{"id": "p", "text": "x"}') == Prompt("p", "x")
 
 
 def test_costs_add_up():
