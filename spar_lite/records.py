@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -196,8 +196,8 @@ def from_json(kind: type[T], line: str | bytes) -> T:
         ValueError: the line is not of that shape; one line that says where.
     """
     try:
-        found: T = _reader(kind).validate_json(line, strict=True, extra="forbid")
-        return found
+        reader: TypeAdapter[T] = _reader(cast(Any, kind))
+        return reader.validate_json(line, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
