@@ -143,8 +143,7 @@ def self_play(run: Run, number: int) -> Data:
         summary=_paired,
     )
     at.report("audit", lambda: _audit(at, found), inputs=[*found, pairs], unit="report")
-    # Data for the refiner's rejection-sampling fine-tuning: accepted refinements, and critiques on
-    # which the votes disagreed (2.3.4).
+    # The refiner learns accepted refinements, and critiques on which the votes disagreed (2.3.4).
     examples = at.once(
         "refiner_examples",
         TrainingExample,

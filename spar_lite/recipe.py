@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,6 +31,16 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
+Others = Annotated[int, Field(ge=0, le=12)]  # the paper has 14 kinds, one the main one, and length
+
+
+def _ordered(given: tuple[int, int]) -> tuple[int, int]:
+    if given[0] > given[1]:
+        raise ValueError(f"wanted [fewest, most], found {list(given)}")
+    return given
+
+
+FewestMost = Annotated[tuple[Count, Count], AfterValidator(_ordered)]
 
 
 class Section(BaseModel):
@@ -104,17 +115,16 @@ class Prompts(Section):
         ("starts_with", "ends_with", "keyword_include", "no_commas", "all_lowercase"),
         description="constraint kinds of builtin prompts; see spar-lite constraints",
     )
-    per_prompt: tuple[Count, Count] = Field(
+    per_prompt: FewestMost = Field(
         (1, 2), description="fewest and most constraints in a builtin prompt"
     )
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Prompts:
-        if self.per_prompt[0] > self.per_prompt[1]:
-            raise ValueError(f"per_prompt wants [fewest, most], found {list(self.per_prompt)}")
-        if not self.kinds:
-            raise ValueError("kinds wants at least one constraint kind, found an empty list")
-        return self
+    @field_validator("kinds")
+    @classmethod
+    def _some(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if not kinds:
+            raise ValueError("wanted at least one constraint kind, found an empty list")
+        return kinds
 
 
 class Endpoint(Section):
@@ -127,10 +137,6 @@ class Endpoint(Section):
     parallel: Count = Field(8, description="for openai: requests at a time")
 
 
-# The paper has 14 kinds; one is the main one, and length is never another.
-Others = Annotated[int, Field(ge=0, le=12)]
-
-
 class Evolve(Endpoint):
     """Plain instructions become constraint-bearing ones, or are left out."""
 
@@ -141,10 +147,10 @@ class Evolve(Endpoint):
         "rewrites, by the paper's kinds of constraints; openai: an OpenAI-compatible endpoint does",
     )
     kinds: tuple[str, ...] = Field((), description="for constraints: their kinds; [] takes all")
-    per_prompt: tuple[Count, Count] = Field(
+    per_prompt: FewestMost = Field(
         (1, 2), description="for constraints: fewest and most that are added"
     )
-    others: tuple[Others, Others] = Field(
+    others: Annotated[tuple[Others, Others], AfterValidator(_ordered)] = Field(
         (1, 3),
         description="for model and openai: fewest and most constraints asked for beside the main "
         "one; [0, 0] is easier for small models",
@@ -155,13 +161,6 @@ class Evolve(Endpoint):
     max_new_tokens: Count = Field(256, description="longest rewritten instruction, in tokens")
     temperature: Temperature = Field(0.7, description="of the rewriting; 0 is greedy")
     model: str = Field("", description="for openai: the model's name there")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Evolve:
-        for name, (fewest, most) in {"per_prompt": self.per_prompt, "others": self.others}.items():
-            if fewest > most:
-                raise ValueError(f"{name} wants [fewest, most], found {[fewest, most]}")
-        return self
 
 
 class Training(Section):
@@ -203,17 +202,16 @@ class Bootstrap(Training):
     )
     prompts: Count = Field(200, description="builtin prompts whose answers are critiqued")
     kinds: tuple[str, ...] = Field((), description="their constraint kinds; [] takes prompts.kinds")
-    per_prompt: tuple[Count, Count] | None = Field(
+    per_prompt: FewestMost | None = Field(
         None, description="fewest and most constraints in one; null takes prompts.per_prompt"
     )
     k: Count = Field(1, description="answers sampled per prompt, each a lesson of its own")
     minimal: Natural = Field(
         0, description="further wrong answers made of each right one, with one constraint broken"
     )
-    curriculum: Literal["none", "constraints", "judgements"] = Field(
+    curriculum: Literal["none", "judgements"] = Field(
         "none",
-        description="constraints: prompts with one constraint first, then with two, and so on; "
-        "judgements: the refiner learns to judge first, then to judge and refine",
+        description="judgements: the refiner learns to judge first, then to judge and refine",
     )
     actor: bool = Field(True, description="also warm up the actor on the repaired answers")
     actor_lr: Annotated[float, Field(ge=0)] = Field(
@@ -223,12 +221,6 @@ class Bootstrap(Training):
     examples: Natural = Field(
         0, description="cap on the refiner's rows, which cost the most; 0 keeps all"
     )
-
-    @field_validator("curriculum", mode="before")
-    @classmethod
-    def _was_a_switch(cls, given: Any) -> Any:
-        """Runs made when this key was true or false keep their recipe; it must stay readable."""
-        return {True: "constraints", False: "none"}[given] if isinstance(given, bool) else given
 
 
 class Decoding(Section):

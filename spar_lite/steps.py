@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +19,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from spar_lite.errors import RecipeError, StoreError
-from spar_lite.recipe import Recipe, Training, parse_recipe, recipe_slice
+from spar_lite.errors import StoreError
+from spar_lite.recipe import Training, recipe_slice
 from spar_lite.records import Role
 from spar_lite.run import ROLES, Adapters, Run, Screen, Step, Summary
 from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
@@ -250,7 +249,7 @@ def _check(
     now, then = recipe_slice(run.recipe, keys), found["recipe"]
     # A key that only one of them has came or went with a version; it is nobody's change of mind.
     for key in sorted(set(now) & set(then)):
-        if now[key] != then[key] and now[key] != _as_read_today(run.recipe, key, then[key]):
+        if now[key] != then[key]:
             raise StoreError(
                 f"{run.folder}: {label} was {what} with {key}: {then[key]!r}, the "
                 f"recipe now says {now[key]!r}. To go on with this run: "
@@ -298,17 +297,6 @@ def _read_digest(path: Path, size: int, changed: int) -> str:
     """SHA-256 of a file that has this size and time of change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _as_read_today(recipe: Recipe, key: str, value: Any) -> Any:
-    """What a value that an earlier version wrote down means now; itself if it means nothing."""
-    try:
-        read = parse_recipe(
-            recipe.model_dump(mode="json", by_alias=True), overrides=[f"{key}={json.dumps(value)}"]
-        )
-    except RecipeError:
-        return value
-    return recipe_slice(read, (key,))[key]
 
 
 def _yaml(value: Any) -> str:

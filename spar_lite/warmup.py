@@ -15,7 +15,7 @@ import itertools
 import random
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,6 @@ from spar_lite.run import (
 )
 from spar_lite.sample import sample_answer
 from spar_lite.steps import Records, StepFolder, training_progress, training_summary
-from spar_lite.store import StageFile
 from spar_lite.templates import (
     answer_messages,
     judge_messages,
@@ -169,13 +168,7 @@ def fit(
 
 def in_order(run: Run, rows: list[TrainingExample]) -> list[list[TrainingExample]]:
     """Rows in the parts that the recipe's curriculum teaches one after the other."""
-    curriculum = run.recipe.bootstrap.curriculum
-    if curriculum == "judgements":
-        return judgements_first(rows)
-    if curriculum == "constraints":
-        prompts = StageFile(run.folder / "bootstrap", "prompts", Prompt).load()
-        return by_hardness(rows, {p.id: len(p.constraints) for p in prompts})
-    return [rows]
+    return judgements_first(rows) if run.recipe.bootstrap.curriculum == "judgements" else [rows]
 
 
 def warmup_tasks(recipe: Recipe) -> Prompts:
@@ -390,19 +383,6 @@ def kept_share(bad: str, good: str) -> float:
     before, after = ([w.lower() for w in words(text)] for text in (bad, good))
     blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks) / len(before) if before else 0.0
-
-
-def by_hardness(
-    rows: Sequence[TrainingExample], hardness: Mapping[str, int]
-) -> list[list[TrainingExample]]:
-    """Rows in groups by the number of constraints of their prompt, the fewest first.
-
-    ``hardness`` by prompt id, which each row's id begins with.
-    """
-    groups: dict[int, list[TrainingExample]] = {}
-    for row in rows:
-        groups.setdefault(hardness.get(row.id.partition("/")[0], 0), []).append(row)
-    return [groups[level] for level in sorted(groups)]
 
 
 def judgements_first(rows: Sequence[TrainingExample]) -> list[list[TrainingExample]]:

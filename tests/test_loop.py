@@ -116,22 +116,6 @@ def test_more_iterations_go_on_from_a_finished_run(finished: Path, tiny_folder: 
     assert {label.partition("/")[0] for label in left} == {"iteration-3"}
 
 
-def test_a_value_that_an_earlier_version_wrote_is_read_as_today(
-    finished: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "old"
-    shutil.copytree(finished, folder)
-    marker = folder / "bootstrap" / "refiner.done.json"
-    written = marker.read_text()
-    key = '"bootstrap.curriculum": '
-    marker.write_text(written.replace(f'{key}"none"', f"{key}false"))
-    assert marker.read_text() != written
-    assert not start(folder, recipe(tiny_folder)).unfinished(loop.spar)
-    marker.write_text(written.replace(f'{key}"none"', f"{key}true"))
-    with pytest.raises(StoreError, match=r"made with bootstrap\.curriculum: True"):
-        start(folder, recipe(tiny_folder)).unfinished(loop.spar)
-
-
 def test_a_changed_recipe_is_an_error_with_both_values(finished: Path, tiny_folder: Path) -> None:
     changed = start(finished, recipe(tiny_folder, search__branch=3))
     with pytest.raises(StoreError) as error:
@@ -392,36 +376,6 @@ def test_a_start_that_does_not_fit_is_named(tiny_folder: Path, tmp_path: Path) -
         loop.execute(start(tmp_path / "b", other))
 
 
-def test_a_curriculum_teaches_the_easy_ones_first(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import spar_lite.train
-
-    parts: list[list[TrainingExample]] = []
-    whole = spar_lite.train.train_on_examples
-
-    def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
-        parts.append(rows)
-        return whole(policy, role, rows, *rest)
-
-    monkeypatch.setattr(spar_lite.train, "train_on_examples", watch)
-    settings = recipe(
-        tiny_folder,
-        iterations=0,
-        bootstrap__curriculum="constraints",
-        bootstrap__per_prompt=(1, 2),
-        bootstrap__prompts=8,
-    )
-    folder = tmp_path / "run"
-    marks = loop.execute(start(folder, settings))
-    hardness = {
-        p.id: len(p.constraints) for p in StageFile(folder / "bootstrap", "prompts", Prompt).load()
-    }
-    levels = [{hardness[row.id.partition("/")[0]] for row in rows} for rows in parts]
-    assert levels == [{1}, {2}, {1}, {2}]  # the refiner's two parts, then the actor's
-    assert marks["bootstrap/refiner"]["examples"] == len(parts[0]) + len(parts[1])
-
-
 def test_a_refiner_may_learn_to_judge_first(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,19 +500,15 @@ def test_a_curriculum_is_kept_inside_one_size_of_the_curve(
     from spar_lite import train
     from spar_lite.app.curve import warmup_curve
 
-    settings = recipe(
-        tiny_folder, iterations=0, judge__votes=1, bootstrap__curriculum="constraints"
-    )
+    settings = recipe(tiny_folder, iterations=0, judge__votes=1, bootstrap__curriculum="judgements")
     run = start(tmp_path / "curve", settings)
     trained: list[set[str]] = []
     whole = train.train_on_examples
 
     def watch(policy: Any, role: Role, rows: list[TrainingExample], *rest: Any) -> Any:
-        trained.append({row.id.partition("/")[0] for row in rows})
+        trained.append({row.kind for row in rows})
         return whole(policy, role, rows, *rest)
 
     monkeypatch.setattr(train, "train_on_examples", watch)
     warmup_curve(run, [12], (), 2)
-    prompts = StageFile(run.folder / "bootstrap", "prompts", Prompt).load()
-    hardness = {prompt.id: len(prompt.constraints) for prompt in prompts}
-    assert [{hardness[id] for id in part} for part in trained] == [{1}, {2}]
+    assert trained == [{"judgement"}, {"judgement", "refinement"}]

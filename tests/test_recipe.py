@@ -154,14 +154,16 @@ FAULTS = [
     ("dpo.lr=.inf", "dpo.lr: wanted a finite number, found inf."),
     ("dpo.lr=.nan", "dpo.lr: wanted a finite number, found nan."),
     ("dpo.micro_batch=16", "dpo: batch_size wants a multiple of micro_batch, found 8 and 16"),
-    ("prompts.per_prompt=[3,1]", "prompts: per_prompt wants [fewest, most], found [3, 1]"),
+    ("prompts.per_prompt=[3,1]", "prompts.per_prompt: wanted [fewest, most], found [3, 1]"),
+    ("bootstrap.per_prompt=[3,1]", "bootstrap.per_prompt: wanted [fewest, most], found [3, 1]"),
+    ("evolve.others=[3,1]", "evolve.others: wanted [fewest, most], found [3, 1]"),
     (
         "prompts.per_prompt=[1]",
         '"prompts.per_prompt.1" is missing: fewest and most constraints in a builtin prompt',
     ),
     (
         "prompts.kinds=[]",
-        "prompts: kinds wants at least one constraint kind, found an empty list",
+        "prompts.kinds: wanted at least one constraint kind, found an empty list",
     ),
     (
         "search.temperature=0",
@@ -229,13 +231,6 @@ def test_an_unreadable_file(tmp_path: Path, text: str, says: str):
         load_recipe(path)
     line = str(caught.value)
     assert line.startswith(f"{path}:") and says in line and "\n" not in line
-
-
-@pytest.mark.parametrize(("old", "now"), [("false", "none"), ("true", "constraints")])
-def test_a_curriculum_of_an_earlier_version_is_read(tmp_path: Path, old: str, now: str):
-    file = tmp_path / "recipe.yaml"
-    file.write_text(f"model: {{id: x}}\nbootstrap: {{curriculum: {old}}}\n")
-    assert load_recipe(file).bootstrap.curriculum == now
 
 
 def test_a_missing_file_a_folder_and_bytes(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The warm-up curve: how judging and mending grow with the rows that the refiner was taught.
+"""The curve command: how judging and mending grow with the rows that the refiner was taught.
 
 One refiner is trained on more and more of the rows and scored at each size, on held-out topics with
 kinds of constraints that the rows teach (seen) and others (unseen). Every size keeps its adapter
@@ -7,23 +7,76 @@ and its results; the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from spar_lite.app.console import locked, make_console, make_screen
+from spar_lite.app.tables import make_table, score_cell
 from spar_lite.errors import RecipeError
-from spar_lite.evaluation.runner import Job, evaluate
+from spar_lite.evaluation.runner import Job, evaluate, kinds_named
 from spar_lite.evaluation.target import Target
 from spar_lite.evaluation.tasks.judge import Judging, builtin_cases
 from spar_lite.evaluation.tasks.refine import Refining
+from spar_lite.recipe import load_recipe
 from spar_lite.records import TrainingExample, stable_seed
 from spar_lite.run import Run
 from spar_lite.steps import training_progress
-from spar_lite.store import StageFile, write_text
+from spar_lite.store import StageFile, json_text, write_text
 from spar_lite.warmup import in_order, refiner_rows, warmup_rows, warmup_tasks
+
+COLUMNS = {
+    "judge right, %": ("judge", "accuracy"),
+    "votes unreadable, %": ("judge", "unreadable_votes"),
+    "truly mended, %": ("refine", "truly_mended"),
+    "believed mended, %": ("refine", "believed_mended"),
+}
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of this curve.")
+@click.option("--rows", default="0,50,100,200", show_default=True, help="Sizes, with commas.")
+@click.option("--unseen", default="", help="Constraint kinds that the warm-up does not teach.")
+@click.option("--count", default=60, show_default=True, help="Held-out prompts for each set.")
+@click.option("--json", "as_json", is_flag=True, help="Figures as JSON, and nothing else.")
+@click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
+def curve_command(
+    recipe: Path,
+    folder: Path | None,
+    rows: str,
+    unseen: str,
+    count: int,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Score a refiner as its warm-up grows.
+
+    It is taught more and more of RECIPE's warm-up and judges and mends at each size, on held-out
+    topics, for the kinds of constraints that the rows teach and for --unseen ones. The same command
+    goes on where it stopped.
+    """
+    settings = load_recipe(recipe, overrides)
+    folder = folder or Path("runs") / f"{recipe.stem}-curve"
+    words = [word.strip() for word in rows.split(",") if word.strip()]
+    if not words or not all(word.isdigit() for word in words):
+        raise RecipeError(f"--rows wants numbers with commas, such as 0,50,100; found {rows!r}.")
+    sizes, kinds = sorted({int(word) for word in words}), kinds_named(unseen, "--unseen")
+    screen = make_screen(make_console(stderr=as_json))
+    with contextlib.closing(screen), locked(folder):
+        points = warmup_curve(Run(settings, folder, screen), sizes, kinds, count)
+    if as_json:
+        click.echo(json_text(points, indent=1))
+    else:
+        make_console().print(curve_table(points))
 
 
 def warmup_curve(
@@ -47,15 +100,21 @@ def warmup_curve(
             f"--rows {sizes[-1]}: the warm-up has {len(rows)} rows for the refiner. Raise "
             "bootstrap.prompts, bootstrap.k or bootstrap.minimal."
         )
-    sets = {"seen": tuple(seen), "unseen": tuple(unseen)} if unseen else {"seen": tuple(seen)}
+    sets = {"seen": list(seen), "unseen": list(unseen)} if unseen else {"seen": list(seen)}
     points: list[dict[str, Any]] = []
-    before = 0
+    total, before = {"seconds": 0.0, "tokens": 0.0}, 0
     for size in sizes:
         folder = run.folder / "curve" / f"rows-{size:05d}"
-        taught = _train(run, folder, size, rows[before:size], points)
-        point: dict[str, Any] = {"rows": size, **taught}
+        total = _teach(run, folder, size, rows[before:size], total)
+        point: dict[str, Any] = {"rows": size, **total}
         for name, kinds in sets.items():
-            point[name] = _score(run, folder / name, kinds, count)
+            place = folder / name
+            target = Target(f"{run.folder.name} {folder.name} {name}", run.recipe, place)
+            job = Job(target, place, run.screen, run.open_engine, run.folder / "curve")
+            cases = builtin_cases(job, count, kinds)
+            judged = evaluate(job, Judging(cases, "constraints", {"kinds": kinds}))
+            refined = evaluate(job, Refining(count, tuple(kinds), "program"))
+            point[name] = {"judge": judged, "refine": refined}
         points.append(point)
         before = size
     return points
@@ -66,12 +125,9 @@ def _rows(run: Run) -> list[TrainingExample]:
 
     A judgement and its chat stay together, so that every prefix is balanced.
     """
-    file: StageFile[TrainingExample] = StageFile(
-        run.folder / "bootstrap", "examples", TrainingExample
-    )
-    rows = refiner_rows(file.load())
+    examples = StageFile(run.folder / "bootstrap", "examples", TrainingExample).load()
     lessons: dict[str, list[TrainingExample]] = {}
-    for row in rows:
+    for row in refiner_rows(examples):
         lessons.setdefault(row.id.rpartition("/")[0], []).append(row)
     order = list(lessons.values())
     random.Random(stable_seed(run.recipe.seed, "curve")).shuffle(order)
@@ -80,10 +136,13 @@ def _rows(run: Run) -> list[TrainingExample]:
     return [row for part in in_order(run, flat) for row in part] if by_constraints else flat
 
 
-def _train(
-    run: Run, folder: Path, size: int, rows: list[TrainingExample], before: list[dict[str, Any]]
+def _teach(
+    run: Run, folder: Path, size: int, rows: list[TrainingExample], total: Mapping[str, float]
 ) -> dict[str, float]:
-    """Teach further rows to the refiner, or load what an earlier run of this command taught."""
+    """Teach further rows to the refiner, or load what an earlier run of this command taught.
+
+    ``total``: seconds and tokens so far; returns them with those of these rows.
+    """
     from spar_lite.train import train_on_examples
 
     noted = folder / "training.json"
@@ -92,9 +151,7 @@ def _train(
             run.policy.restore("refiner", folder / "refiner")
         found: dict[str, float] = json.loads(noted.read_text(encoding="utf-8"))
         return found
-    total = {"seconds": 0.0, "tokens": 0.0}
-    if before:
-        total = {key: before[-1][key] for key in total}
+    total = dict(total)
     if rows:
         label = f"refiner, rows {size - len(rows) + 1} to {size}"
         begin = time.perf_counter()
@@ -111,10 +168,18 @@ def _train(
     return total
 
 
-def _score(run: Run, folder: Path, kinds: tuple[str, ...], count: int) -> dict[str, Any]:
-    """Judge and refine cards of the refiner as it is now."""
-    target = Target(f"{run.folder.name} {folder.parent.name} {folder.name}", run.recipe, folder)
-    job = Job(target, folder, run.screen, run.open_engine, run.folder / "curve")
-    cases = builtin_cases(job, count, kinds)
-    judged = evaluate(job, Judging(cases, "constraints", {"kinds": list(kinds)}))
-    return {"judge": judged, "refine": evaluate(job, Refining(count, kinds, "program"))}
+def curve_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a size and set of kinds."""
+    table = make_table(
+        "Warm-up: rows taught against judging and mending [95 % interval]",
+        *("rows", "seconds", "kinds", *COLUMNS),
+        left=0,
+        caption="Half of the judge's cases are Yes, so 50 % is what a constant judge gets.",
+    )
+    for point in points:
+        for name in ("seen", "unseen"):
+            if name in point:
+                scores = [point[name][card]["scores"][key] for card, key in COLUMNS.values()]
+                figures = (str(point["rows"]), f"{point['seconds']:.0f}", name)
+                table.add_row(*figures, *(escape(score_cell(score)) for score in scores))
+    return table
