@@ -33,7 +33,7 @@ ROLES: tuple[Role, ...] = ("actor", "refiner")
 
 
 class Screen:
-    """Where progress is shown: this one shows nothing; see ``app.report.progress``."""
+    """Where progress is shown: this one shows nothing; see ``app.console``."""
 
     def start(self, stage: str, total: int, unit: str) -> None:
         """A step of ``total`` items begins."""

@@ -12,12 +12,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from spar_lite.app.report.evaluation import TITLES
-from spar_lite.app.report.loop import iteration_table
-from spar_lite.app.report.tables import alarm_rows, difference_row, score_table
-from spar_lite.app.report.weak import weak_parts
-from spar_lite.evaluation.alarms import WATCHED, alarms
-from spar_lite.evaluation.heldout import HELDOUT_POINTS, HeldoutResult, summarise
+from spar_lite.app.console import print_alarms
+from spar_lite.app.loop_table import iteration_table, weak_parts
+from spar_lite.app.tables import TITLES, difference_row, score_table
+from spar_lite.evaluation.answer import scores
+from spar_lite.evaluation.heldout import HELDOUT_POINTS, WATCHED, HeldoutResult, alarms
 from spar_lite.evaluation.stats import wilson
 from spar_lite.records import Cost, Vote
 
@@ -146,7 +145,7 @@ def plain(scores: Any) -> dict[str, Any]:
 
 def test_the_score_table_shows_all_of_it_what_counts_first() -> None:
     """Two answers, one cut off; IFEval was asked of the base alone."""
-    found = plain(summarise(results(2, 1, finished=False)))
+    found = plain(scores(results(2, 1, finished=False), HELDOUT_POINTS, 0))
     marks = {
         "base/heldout": {"scores": found},
         "base/ifeval": {
@@ -264,7 +263,9 @@ def test_a_difference_in_words() -> None:
 
 
 def test_alarms_name_their_step() -> None:
-    assert list(alarm_rows({"a → b": ["x", "y"], "b → c": []})) == ["a → b: x", "a → b: y"]
+    file = io.StringIO()
+    print_alarms(Console(file=file), {"a → b": ["x", "y"], "b → c": []})
+    assert file.getvalue() == "a → b: x\na → b: y\n"
 
 
 # --- Which part fails -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from spar_lite.app.cli import main
-from spar_lite.app.report.answers import first_of_each_kind, verdict
+from spar_lite.app.show import first_of_each_kind, verdict
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.evaluation.heldout import HeldoutResult
 from spar_lite.recipe import dump_recipe, parse_recipe

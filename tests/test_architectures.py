@@ -111,13 +111,13 @@ def test_the_check_sees_a_window_scale_or_cap_that_is_left_out(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the fast path did until it asked the model itself: full attention and a bare head."""
-    from spar_lite.model.slots import Decoder
+    from spar_lite.model.decoder import BatchDecoder
 
     policy = load(tmp_path, name)
     prompts = [policy.encode((Message("user", text),)) for text in TEXTS]
-    whole: Callable[..., Any] = Decoder._forward
+    whole: Callable[..., Any] = BatchDecoder._forward
 
-    def bare(self: Decoder, *rest: Any) -> torch.Tensor:
+    def bare(self: BatchDecoder, *rest: Any) -> torch.Tensor:
         config = policy.inner.config
         if name == "Mistral, window":
             self.windows = {"sliding_attention": None}
@@ -128,7 +128,7 @@ def test_the_check_sees_a_window_scale_or_cap_that_is_left_out(
             logits = logits * config.logits_scaling
         return logits / config.logit_scale if name == "Cohere" else logits
 
-    monkeypatch.setattr(Decoder, "_forward", bare)
+    monkeypatch.setattr(BatchDecoder, "_forward", bare)
     assert "differs from plain forward passes" in (
         self_check(policy, 4, False, prompts).fault or ""
     )

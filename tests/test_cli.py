@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from spar_lite import loop
-from spar_lite.app.cli import main
+from spar_lite.app.cli import COMMANDS, main
 from spar_lite.recipe import dump_recipe
 from tests.loops import recipe, start
 
@@ -97,6 +97,12 @@ def test_recipe_lists_every_key_and_resolves_a_file() -> None:
 def test_constraints_are_listed_with_an_example() -> None:
     result = invoke("constraints")
     assert result.exit_code == 0 and "no_commas" in result.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    _, line = COMMANDS[name]
+    assert line in invoke(name, "--help").output.splitlines()[2]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["eval", "--help"]])

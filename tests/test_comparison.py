@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from spar_lite.app.cli import main
-from spar_lite.evaluation.changes import differences, run_alarms
+from spar_lite.evaluation.compare import differences, run_alarms
 from spar_lite.evaluation.heldout import HeldoutResult
-from spar_lite.evaluation.scorecard import Scorecard
 from spar_lite.evaluation.stats import wilson
 from spar_lite.evaluation.tasks.judge import JudgeResult
 from spar_lite.recipe import load_recipe
@@ -55,15 +54,21 @@ def make_run(
     cost = {"seconds": 10.0, "prompt_tokens": 100, "completion_tokens": 40, "device": "cpu"}
     Marker(place, "heldout").write({"recipe": {}, **cost, "peak_memory_bytes": 2**30})
     if judge:
-        card = Scorecard(folder / "eval" / "iteration-1", "judge-llmbar", JudgeResult)
-        card.results.finish(
+        place = folder / "eval" / "iteration-1"
+        StageFile(place, "judge-llmbar", JudgeResult).finish(
             [
                 JudgeResult(f"c-{n}", "p", "s", True, (), None, ok, float(ok), Cost())
                 for n, ok in enumerate(judge)
             ]
         )
-        scores = {"accuracy": wilson(sum(judge), len(judge))}
-        card.finish("judge", "x", {"texts": 1, "source": "llmbar", "model": "none"}, scores)
+        Marker(place, "judge-llmbar").write(
+            {
+                "task": "judge",
+                "settings": {"texts": 1, "source": "llmbar", "model": "none"},
+                "scores": {"accuracy": dataclasses.asdict(wilson(sum(judge), len(judge)))},
+                "results_file": "judge-llmbar.jsonl",
+            }
+        )
     return folder
 
 
@@ -298,8 +303,8 @@ def test_a_run_of_an_older_version_is_one_line(tmp_path: Path) -> None:
     now = json.loads(file.read_text())
     old = {key: value for key, value in now.items() if key not in ("faults", "logp")}
     for record, said in (
-        (old, "missing 2 required positional arguments: 'faults' and 'logp'"),
-        ({**now, "all_met": True}, "unknown fields ['all_met']"),
+        (old, "faults: Field required"),
+        ({**now, "all_met": True}, "all_met: Unexpected keyword argument"),
     ):
         file.write_text(json.dumps(record) + "\n")
         for words in (["compare", folder, folder], ["status", folder]):

@@ -19,7 +19,12 @@ import transformers
 from spar_lite.engines.base import Sampling
 from spar_lite.model import Policy
 from spar_lite.model.cache import BLOCK
-from spar_lite.model.slots import TRICKLE, Decoder, TokenSequence, attention_windows
+from spar_lite.model.decoder import (
+    PIGGYBACK_PREFILL,
+    BatchDecoder,
+    TokenSequence,
+    attention_windows,
+)
 from spar_lite.recipe import Lora, Model
 from tests.tiny import write_model
 
@@ -64,7 +69,7 @@ def together(
     budget: int | None = None,
     prefill: int = 512,
 ) -> list[list[int]]:
-    decoder = Decoder(policy.inner, slots, policy.eos, prefill, budget)
+    decoder = BatchDecoder(policy.inner, slots, policy.eos, prefill, budget)
     sequences = [
         TokenSequence(p, limit, HOT, seed)
         for p, limit, seed in zip(prompts, limits, seeds, strict=True)
@@ -89,7 +94,7 @@ def assert_alike(
 EDGES = [b + d for b in (BLOCK, 2 * BLOCK) for d in (-2, -1, 0, 1)]
 
 
-@pytest.mark.parametrize("shared", [0, 1, TRICKLE + 1, 30, 50])
+@pytest.mark.parametrize("shared", [0, 1, PIGGYBACK_PREFILL + 1, 30, 50])
 def test_a_prompt_that_fills_the_cache_exactly_keeps_its_last_token(
     policy: Policy, shared: int
 ) -> None:
@@ -99,7 +104,7 @@ def test_a_prompt_that_fills_the_cache_exactly_keeps_its_last_token(
     that has many: both wait for the wave that computes their heads.
     """
     for edge in EDGES:
-        head, other = tokens(shared, 1), tokens(TRICKLE + 1, 2)
+        head, other = tokens(shared, 1), tokens(PIGGYBACK_PREFILL + 1, 2)
         full = head + tokens(edge - shared, 3)
         many = other + tokens(edge - 2 - len(other), 4)
         prompts = [head + tokens(3, 5), other + tokens(3, 6), full, many, tokens(20, 7)]
@@ -122,7 +127,7 @@ def test_many_lengths_in_few_slots(policy: Policy, seed: int, slots: int, rows: 
     """``rows``: the budget holds so many of the longest, so that sequences are put back."""
     prompts = list(prompts_of_all_lengths(seed, 14))
     limits = [1 + (7 * n + seed) % 19 for n in range(len(prompts))]
-    position = Decoder(policy.inner, 1, (), 64).cache.position_bytes
+    position = BatchDecoder(policy.inner, 1, (), 64).cache.position_bytes
     budget = None if rows is None else rows * 3 * BLOCK * position
     assert_alike(policy, prompts, limits, slots=slots, budget=budget, prefill=100)
 
@@ -131,7 +136,7 @@ def test_a_prompt_that_is_still_being_taken_in_is_no_donor_yet(policy: Policy) -
     """A slot's sequence moves into a gap with some of its prompt still missing."""
     head = tokens(40, 1)
     first = head + tokens(4, 2)  # in the cache, so that the next ones need few tokens of their own
-    trickling = head + tokens(TRICKLE, 3)
+    trickling = head + tokens(PIGGYBACK_PREFILL, 3)
     prompts = [first, tokens(30, 4), trickling, trickling + tokens(20, 5), trickling + tokens(3, 6)]
     for limits in itertools.product((1, 2, 3), repeat=2):
         assert_alike(policy, prompts, [9, limits[0], 9, 5, limits[1]], slots=3)
@@ -139,7 +144,7 @@ def test_a_prompt_that_is_still_being_taken_in_is_no_donor_yet(policy: Policy) -
 
 def test_halving_in_mid_run_loses_nothing(policy: Policy) -> None:
     prompts = list(prompts_of_all_lengths(7, 9))
-    decoder = Decoder(policy.inner, 8, policy.eos, 100)
+    decoder = BatchDecoder(policy.inner, 8, policy.eos, 100)
     sequences = [TokenSequence(p, 12, HOT, n) for n, p in enumerate(prompts)]
     for sequence in sequences:
         decoder.add(sequence)
@@ -157,7 +162,7 @@ def test_several_end_tokens_each_end_a_reply(policy: Policy) -> None:
     prompt = tokens(20, 9)
     free = alone(policy, prompt, 30, 0)
     for end in (free[4], free[11]):
-        decoder = Decoder(policy.inner, 2, [*policy.eos, 0, end], 64)
+        decoder = BatchDecoder(policy.inner, 2, [*policy.eos, 0, end], 64)
         sequence = TokenSequence(prompt, 30, HOT, 0)
         decoder.add(sequence)
         while not decoder.idle:

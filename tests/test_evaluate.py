@@ -10,21 +10,21 @@ import random
 import pytest
 
 from spar_lite.engines.base import Request, strip_thinking
+from spar_lite.evaluation.answer import scores
 from spar_lite.evaluation.audit import (
-    accepted_truth,
+    acceptance_truth,
     agreement,
     agreement_by_kind,
     fault_shares,
     judged_in,
     likeness,
-    others_truth,
     pair_truth,
     tree_counts,
     vote_counts,
     whats_wrong,
 )
-from spar_lite.evaluation.heldout import HeldoutResult, paired_difference, review_heldout, summarise
-from spar_lite.evaluation.stats import bootstrap_mean, distinguishable, wilson
+from spar_lite.evaluation.heldout import HELDOUT_POINTS, HeldoutResult, counts, review_heldout
+from spar_lite.evaluation.stats import bootstrap_mean, paired_change, wilson
 from spar_lite.recipe import Evaluate
 from spar_lite.records import (
     Cost,
@@ -89,14 +89,15 @@ def result(id: str, *checks: bool, said: bool | None = None) -> HeldoutResult:
 def test_paired_difference_compares_the_same_prompts() -> None:
     before = [result("a", True, False), result("b", False), result("c", True)]
     after = [result("b", True), result("a", True, True), result("new", True)]
-    found = paired_difference(before, after)
+    found = paired_change(counts(before), counts(after), 0).difference
     assert (found.value, found.n) == (1, 2)  # half of "a" did not count; "c", "new" stand alone
-    assert distinguishable(found)
-    assert not distinguishable(paired_difference(before, before))
+    assert found.clear
+    assert not paired_change(counts(before), counts(before), 0).difference.clear
 
 
 def test_summary_counts_only_what_was_asked() -> None:
-    found = summarise([result("a", True, said=True), result("b", False, said=True), result("c")])
+    results = [result("a", True, said=True), result("b", False, said=True), result("c")]
+    found = scores(results, HELDOUT_POINTS, 0)
     assert found["answers_that_count"].n == 3 and found["readable_votes"].n == 2
     assert found["judge_agreement"].value == 0.5
     assert found["readable_refinements"].n == 0
@@ -182,7 +183,7 @@ def test_trees_by_depth_and_the_truth_of_acceptance() -> None:
     assert counts["solved_by_depth"]["2"]["value"] == counts["solved"]["value"] == 0.75
     assert counts["nodes_per_tree"]["value"] == (1 + 2 + 2 + 0) / 4
     judged = [(ASK, n.judgement) for t in trees for n in t.nodes if n.path and n.judgement]
-    found = accepted_truth(trees, judged)
+    found = acceptance_truth(trees, [], judged)
     assert found["truly"]["value"] == pytest.approx(2 / 3) and found["truly"]["n"] == 3
     assert found["truly_by_votes"]["value"] == 3 / 5  # b's two refinements are praised in vain
 
@@ -198,7 +199,7 @@ def test_what_is_wrong_with_a_text() -> None:
     assert whats_wrong(ABOUT_TEA, TWICE) == ["says it twice"]
     assert whats_wrong(ABOUT_TEA, AWAY) == ["off topic"]
     assert whats_wrong(ABOUT_TEA, FINE.removeprefix("Well, ")) == ["misses a constraint"]
-    found = fault_shares((ABOUT_TEA, text) for text in (FINE, FINE, TWICE, AWAY))
+    found = fault_shares([whats_wrong(ABOUT_TEA, text) for text in (FINE, FINE, TWICE, AWAY)])
     assert {name: share["value"] for name, share in found.items() if share["value"]} == {
         "says it twice": 0.25,
         "off topic": 0.25,
@@ -231,12 +232,12 @@ def test_a_pair_is_better_only_if_its_answer_stays_one() -> None:
 def test_refinements_and_what_sampling_again_would_bring() -> None:
     """Of three refinements one is not good; of the two other answers to that prompt one is."""
     trees = [tree("a", "0", "0", "1"), tree("b", None, "0", checks=False)]
-    assert accepted_truth(trees, [])["refined"]["value"] == pytest.approx(2 / 3)
+    assert acceptance_truth(trees, [], [])["refined"]["value"] == pytest.approx(2 / 3)
     answers = {"h-0/0": False, "h-0/1": True, "h-0/2": False, "h-1/0": True}
     judged = [
         Judgement(id, (), None, None, None, None, (ok,), Cost()) for id, ok in answers.items()
     ]
-    others = others_truth([tree("a", "0", "0")], judged)
+    others = acceptance_truth([tree("a", "0", "0")], judged, [])["others"]
     assert (others["value"], others["n"]) == (0.5, 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,29 @@ from spar_lite.data.prompts import builtin_prompts
 from spar_lite.engines.base import Request
 from spar_lite.errors import ModelError, StoreError
 from spar_lite.evaluation.inference_search import Final
-from spar_lite.evaluation.scorecard import Scorecard, scorecards
-from spar_lite.evaluation.stats import NOTHING, wilson
-from spar_lite.evaluation.target import find_target
-from spar_lite.evaluation.tasks.constraints import ConstraintsResult, check_final, constraint_scores
+from spar_lite.evaluation.runner import Job, Task, evaluate, scorecards
+from spar_lite.evaluation.stats import NOTHING, Interval, wilson
+from spar_lite.evaluation.target import Target, find_target
+from spar_lite.evaluation.tasks.constraints import Constraints, ConstraintsResult
 from spar_lite.evaluation.tasks.judge import (
     JudgeCase,
     JudgeResult,
+    Judging,
     judge_case,
-    judge_scores,
     llmbar_cases,
     minimal_pairs,
 )
 from spar_lite.evaluation.tasks.refine import (
     RefineResult,
+    Refining,
     edit_share,
-    failed_answers,
+    failed,
     mend_answer,
-    refine_scores,
 )
-from spar_lite.recipe import Judge, load_recipe
+from spar_lite.recipe import Judge, load_recipe, parse_recipe
 from spar_lite.records import Cost, Prompt, Response, Role, Vote
 from spar_lite.store import StageFile
-from tests.scripted import ScriptedEngine
+from tests.scripted import ScriptedEngine, Silence
 
 WELL = {"kind": "starts_with", "phrase": "Well"}
 ASK = Prompt("h-0", 'Describe tea. Begin with "Well".', (WELL,), complete=True)
@@ -75,7 +75,7 @@ def test_judge_scores_by_hand() -> None:
         judged("z", True, None),
         judged("z", False, None, value=0.5),
     ]
-    scores = judge_scores(results)
+    scores = Judging.scores(results, 0)
     assert scores["accuracy"] == wilson(2, 6) and scores["accuracy_judged"] == wilson(2, 4)
     assert scores["f1"].value == pytest.approx(0.4)
     assert scores["no_judgement"] == wilson(2, 6) and scores["ties"] == wilson(1, 6)
@@ -92,7 +92,7 @@ def test_subsets_and_their_macro_mean() -> None:
     """
     results = [judged("x", True, True, "a")]
     results += [judged(f"y{n}", True, n == 0, "b") for n in range(4)]
-    scores = judge_scores(results)
+    scores = Judging.scores(results, 0)
     assert scores["macro"].value == 0.625
     assert scores["accuracy/b"] == wilson(1, 4)
     assert scores["f1/b"].value == 0.4 and scores["macro_f1"].value == pytest.approx(0.7)
@@ -128,11 +128,11 @@ def test_what_is_not_llmbar_is_named(text: str, tmp_path: Path) -> None:
 
 
 def test_minimal_pairs_are_one_good_and_one_bad() -> None:
-    good, bad = minimal_pairs([ASK], [answer("The tea is warm.")], 0)
+    good, bad = minimal_pairs([(ASK, answer("The tea is warm."))], 0)
     assert (good.truth, bad.truth, good.pair) == (True, False, bad.pair)
     assert good.answer.startswith("Well") and bad.answer == "The tea is warm."
     assert good.subset == "starts_with"
-    assert minimal_pairs([ASK], [answer("")], 0) == []
+    assert minimal_pairs([(ASK, answer(""))], 0) == []
 
 
 def test_a_case_is_judged_by_votes_alone() -> None:
@@ -160,9 +160,8 @@ def test_edit_share_by_hand() -> None:
 def test_only_failed_answers_are_mended() -> None:
     plain = Prompt("q", "Sing.")
     other = Response("q/0", "q", "La.", True, Cost())
-    assert failed_answers([ASK, plain], [answer("Tea."), other]) == [(ASK, answer("Tea."))]
-    assert failed_answers([ASK], [answer("Well, tea.")]) == []
-    assert failed_answers([ASK], [answer(" ")]) == []
+    assert failed(ASK, answer("Tea.")) and not failed(plain, other)
+    assert not failed(ASK, answer("Well, tea.")) and not failed(ASK, answer(" "))
 
 
 def refiner(text: str, verdict: str) -> Callable[[Role, Request], str]:
@@ -213,7 +212,7 @@ def mended(truly: bool, believed: bool | None, edit: float | None = 0.5) -> Refi
 def test_refine_scores_by_hand() -> None:
     """Of four: one true and believed, two believed alone, one unreadable: flattery 0.75 - 0.25."""
     results = [mended(True, True, 0.1), *[mended(False, True)] * 2, mended(False, None, None)]
-    scores = refine_scores(results)
+    scores = Refining.scores(results, 0)
     assert scores["truly_mended"] == wilson(1, 4) and scores["believed_mended"] == wilson(3, 4)
     assert scores["flattery"].value == 0.5
     assert scores["readable"] == wilson(3, 4)
@@ -228,7 +227,7 @@ def test_refine_scores_by_hand() -> None:
 
 def final(text: str, finished: bool = True) -> ConstraintsResult:
     about = Prompt("h-0", ASK.text, (WELL,), complete=True, topic="tea")
-    return check_final(about, Final("h-0", text, "0", finished, None, Cost()))
+    return Constraints.check(about, Final("h-0", text, "0", finished, None, Cost()))
 
 
 def test_what_meets_a_constraint_without_answering_does_not_count() -> None:
@@ -241,7 +240,7 @@ def test_what_meets_a_constraint_without_answering_does_not_count() -> None:
         final(fine, finished=False),
     ]
     assert [r.score for r in results] == [1, 0, 0, 0]
-    scores = constraint_scores(results)
+    scores = Constraints.scores(results, 0)
     assert scores["answers_that_count"] == wilson(1, 4)
     assert scores["constraints_met"].value == 1 and scores["met/starts_with"] == wilson(4, 4)
     assert scores["on_topic"] == wilson(3, 4) and scores["says_it_twice"] == wilson(1, 4)
@@ -253,17 +252,47 @@ def test_what_meets_a_constraint_without_answering_does_not_count() -> None:
 
 
 def test_a_scorecard_keeps_other_settings_out(tmp_path: Path) -> None:
-    card = Scorecard(tmp_path / "eval" / "base", "judge-x", JudgeResult)
-    card.begin({"votes": 3})
-    card.begin({"votes": 3})
-    with pytest.raises(StoreError, match=r"made with votes: 3, now it is 5\. Keep both with --out"):
-        card.begin({"votes": 5})
-    assert card.finished() is None
-    card.results.finish([judged("x", True, True)])
-    none = {"accuracy": wilson(1, 1), "flattery": NOTHING}
-    assert card.finish("judge", "t", {"votes": 3}, none) == card.finished()
-    ((name, found),) = scorecards(tmp_path / "eval")
-    assert name == "base/judge-x" and found["scores"]["accuracy"]["n"] == 1
+    """Nor is anything done twice; a score that there is none of is read back as None."""
+    asked: list[int] = []
+
+    class Votes(Task[JudgeResult]):
+        name, file, kind = "judge", "judge-x", JudgeResult
+
+        def __init__(self, votes: int, fails: bool = False) -> None:
+            self.votes, self.fails = votes, fails
+
+        def settings(self, job: Job) -> dict[str, Any]:
+            return {"votes": self.votes}
+
+        def results(self, job: Job, file: StageFile[JudgeResult]) -> list[JudgeResult]:
+            asked.append(self.votes)
+            file.append(judged("x", True, True))
+            assert not self.fails
+            file.finish(found := list(file.resume().values()))
+            return found
+
+        def scores(self, results: Sequence[JudgeResult], seed: int) -> dict[str, Interval]:
+            return {"accuracy": wilson(1, 1), "flattery": NOTHING}
+
+    folder = tmp_path / "eval" / "base"
+    target = Target("t", parse_recipe({"model": {"id": "m"}}), folder)
+
+    def run(task: Votes) -> dict[str, Any]:
+        return evaluate(Job(target, folder, Silence()), task)
+
+    with pytest.raises(AssertionError):
+        run(Votes(3, fails=True))
+    assert not list(scorecards(tmp_path / "eval"))
+    for _ in range(2):  # neither before it is finished nor after
+        with pytest.raises(
+            StoreError, match=r"made with votes: 3, now it is 5\. Keep both with --o"
+        ):
+            run(Votes(5))
+        card = run(Votes(3))
+    assert run(Votes(3)) == card and asked == [3, 3]
+    assert card["scores"]["flattery"]["value"] is None and card["scores"]["accuracy"]["n"] == 1
+    assert (card["results_file"], card["cost"]["calls"]) == ("judge-x.jsonl", 0)
+    assert list(scorecards(tmp_path / "eval")) == [("base", "judge-x", card)]
 
 
 @pytest.fixture

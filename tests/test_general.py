@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from spar_lite.app.cli import main
 from spar_lite.errors import EngineError, SparError
-from spar_lite.evaluation.stats import wilson
+from spar_lite.evaluation.stats import Interval, wilson
 from spar_lite.evaluation.tasks import general
-from spar_lite.evaluation.tasks.general import general_results, general_scores, standard_errors
+from spar_lite.evaluation.tasks.general import GeneralResult, documents, figures
 
 if TYPE_CHECKING:
     from spar_lite.model import Policy
@@ -115,10 +115,10 @@ def test_the_roles_own_adapter_is_scored(
 ) -> None:
     """Fresh adapter = base; with weights the log-likelihoods move, and are the model's own."""
 
-    from spar_lite.model.harness import HarnessTasks, run_harness
+    from spar_lite.model.harness import find_tasks, load_task, run_harness
 
     policy = tiny_policy(quantization=quantization)
-    loaded = HarnessTasks(tasks).load("colours")
+    loaded = load_task(find_tasks([], tasks), "colours")
     base = likelihoods(run_harness(policy, "base", loaded))
     assert likelihoods(run_harness(policy, "actor", loaded)) == pytest.approx(base, abs=1e-4)
     give_weight(policy)
@@ -136,7 +136,7 @@ def test_log_likelihoods_are_the_models_own(
 ) -> None:
     import torch
 
-    from spar_lite.model.harness import HarnessTasks, run_harness
+    from spar_lite.model.harness import find_tasks, load_task, run_harness
 
     policy, count = tiny_policy(), 0
     give_weight(policy)
@@ -145,8 +145,8 @@ def test_log_likelihoods_are_the_models_own(
         nonlocal count
         count += more
 
-    loaded = HarnessTasks(tasks).load("colours")
-    found = run_harness(policy, "actor", loaded, limit=2, chat=False, answered=answered)
+    loaded = load_task(find_tasks([], tasks), "colours")
+    found = run_harness(policy, "actor", loaded, answered, limit=2, chat=False)
     assert count == 2 * 3
     context, choice = found["samples"]["colours"][0]["arguments"][0]
     assert (context, choice) == ("Number 0: the sky is", " blue")
@@ -162,15 +162,18 @@ def test_the_harness_itself_finds_the_same(tiny_policy: Callable[..., Policy], t
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from spar_lite.model.harness import HarnessTasks, run_harness
+    from spar_lite.model.harness import find_tasks, load_task, run_harness
 
-    policy, known = tiny_policy(), HarnessTasks(tasks)
+    policy, known = tiny_policy(), find_tasks([], tasks)
     give_weight(policy)
-    ours = [run_harness(policy, "actor", known.load(name), limit=5) for name in ("words", "little")]
+    ours = [
+        run_harness(policy, "actor", load_task(known, name), limit=5)
+        for name in ("words", "little")
+    ]
     theirs = simple_evaluate(
         model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=8),
         tasks=["words", "little"],
-        task_manager=known.manager,
+        task_manager=known,
         limit=5,
         apply_chat_template=True,
         bootstrap_iters=1000,
@@ -216,7 +219,7 @@ def test_the_command_scores_keeps_and_never_repeats(
     tiny_policy: Callable[..., Policy], tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spar_lite.model import Policy
-    from spar_lite.model.harness import HarnessTasks, run_harness
+    from spar_lite.model.harness import find_tasks, load_task, run_harness
 
     policy = tiny_policy()
     give_weight(policy)
@@ -237,7 +240,7 @@ def test_the_command_scores_keeps_and_never_repeats(
     }
     assert card["scores"]["little:acc"]["n"] == 16 and card["scores"]["colours:acc"]["n"] == 8
 
-    theirs = run_harness(policy, "actor", HarnessTasks(tasks).load("little"))["results"]
+    theirs = run_harness(policy, "actor", load_task(find_tasks([], tasks), "little"))["results"]
     for name in ("colours", "little"):
         assert card["scores"][f"{name}:acc"]["value"] == theirs[name]["acc,none"]
         assert card["stderr"][f"{name}:acc"] == theirs[name]["acc_stderr,none"]
@@ -285,10 +288,10 @@ def test_a_missing_extra_is_one_line(tiny_folder: Path, monkeypatch: pytest.Monk
 
 
 def test_own_tasks_must_be_a_folder(tmp_path: Path) -> None:
-    from spar_lite.model.harness import HarnessTasks
+    from spar_lite.model.harness import find_tasks
 
     with pytest.raises(SparError, match="wants a folder"):
-        HarnessTasks(tmp_path / "none")
+        find_tasks([], tmp_path / "none")
 
 
 # --- Figures by hand ------------------------------------------------------------------------------
@@ -311,9 +314,13 @@ def found(values: list[Any], metric: str = "acc", **row: Any) -> dict[str, Any]:
     return {"results": {"one": whole}, "samples": {"one": samples}}
 
 
+def scored(found: dict[str, Any]) -> tuple[dict[str, Interval], dict[str, float]]:
+    return figures(found, documents(found))
+
+
 def test_yes_or_no_gets_wilsons_interval() -> None:
     """Three of three: the harness's standard error is 0, but three documents prove little."""
-    scores = general_scores(found([1.0, True, 1], **{"acc,none": 1.0, "acc_stderr,none": 0.0}))
+    scores, _ = scored(found([1.0, True, 1], **{"acc,none": 1.0, "acc_stderr,none": 0.0}))
     assert scores == {"one:acc": wilson(3, 3)}
     assert scores["one:acc"].low == pytest.approx(0.4385, abs=1e-4)
 
@@ -321,24 +328,26 @@ def test_yes_or_no_gets_wilsons_interval() -> None:
 def test_shares_get_the_harnesss_standard_error_cut_at_the_ends() -> None:
     """F1 of 0.9 and 1: mean 0.95, s.e. 0.05, so 0.95 ± 0.098, and no share is above 1."""
     raw = found([0.9, 1.0], "f1", **{"f1,none": 0.95, "f1_stderr,none": 0.05})
-    score = general_scores(raw)["one:f1"]
+    scores, errors = scored(raw)
+    score = scores["one:f1"]
     assert (score.value, score.high, score.n) == (0.95, 1.0, 2)
     assert score.low == pytest.approx(0.852, abs=1e-4)
-    assert standard_errors(raw) == {"one:f1": 0.05}
+    assert errors == {"one:f1": 0.05}
 
 
 def test_without_a_standard_error_the_interval_is_unknown() -> None:
     """A perplexity's items are pairs: no share, no record, and here no standard error."""
     raw = found([(1.0, 2)] * 3, "ppl", **{"ppl,none": 12.5, "ppl_stderr,none": "N/A"})
-    score = general_scores(raw)["one:ppl"]
+    scores, errors = scored(raw)
+    score = scores["one:ppl"]
     assert (score.value, score.n) == (12.5, 3) and math.isnan(score.low)
-    assert standard_errors(raw) == {} and general_results(raw) == []
+    assert errors == {} and math.isnan(documents(raw)["one"][0].score)
 
 
 def test_an_aggregate_that_is_no_mean_keeps_its_standard_error() -> None:
     """Items 1 and 0 under another aggregate (0.3): Wilson's interval would be of their mean."""
     raw = found([1, 0], **{"acc,none": 0.3, "acc_stderr,none": 0.1})
-    assert general_scores(raw)["one:acc"].high == pytest.approx(0.496, abs=1e-3)
+    assert scored(raw)[0]["one:acc"].high == pytest.approx(0.496, abs=1e-3)
 
 
 def test_a_group_has_the_sum_of_its_documents() -> None:
@@ -351,11 +360,12 @@ def test_a_group_has_the_sum_of_its_documents() -> None:
         "acc,none": 0.5,
         "acc_stderr,none": 0.4,
     }
-    score = general_scores(raw)["all:acc"]
+    score = scored(raw)[0]["all:acc"]
     assert (score.value, score.low, score.high, score.n) == (0.5, 0.0, 1.0, 2)
 
 
 def test_a_document_is_one_record() -> None:
-    (first, second) = general_results(found([1.0, 0.25], **{"acc,none": 0.625}))
-    assert (first.id, first.score, first.metrics) == ("one/0", 1.0, {"acc,none": 1.0})
-    assert second.score == 0.25 and second.responses == {"none": [["r", True]]}
+    first, second = documents(found([1.0, 0.25], **{"acc,none": 0.625}))["one"]
+    said = {"none": [["r", True]]}
+    assert first == GeneralResult("one/0", 1.0, "t", said, {"acc,none": 1.0})
+    assert second.score == 0.25

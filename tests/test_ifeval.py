@@ -17,20 +17,19 @@ from spar_lite import loop
 from spar_lite.app.cli import main
 from spar_lite.engines.base import Request
 from spar_lite.errors import SparError, StoreError
-from spar_lite.evaluation.changes import differences
-from spar_lite.evaluation.compare import compare, read_side
+from spar_lite.evaluation.compare import compare, differences
+from spar_lite.evaluation.inference_search import Final
 from spar_lite.evaluation.scoring import score_ifeval
 from spar_lite.evaluation.tasks.ifeval import (
+    Ifeval,
     IfevalPrompt,
-    check_prompts,
-    ifeval_scores,
+    IfevalResult,
     read_ifeval,
     read_responses,
     verifiers,
-    verify,
 )
 from spar_lite.recipe import Recipe, parse_recipe, recipe_slice
-from spar_lite.records import Role
+from spar_lite.records import Cost, Role
 from spar_lite.run import Run
 from spar_lite.steps import StepFolder
 from spar_lite.store import Marker
@@ -99,6 +98,16 @@ ANSWERS = [
 ]
 
 
+def ask(
+    key: int, text: str, names: tuple[str, ...], kwargs: tuple[dict[str, Any], ...]
+) -> IfevalPrompt:
+    return IfevalPrompt(f"ifeval-{key}", text, key=key, names=names, kwargs=kwargs)
+
+
+def check(prompt: IfevalPrompt, response: str) -> IfevalResult:
+    return Ifeval.check(prompt, Final(prompt.id, response, "", True, None, Cost()))
+
+
 @pytest.fixture
 def punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """NLTK's sentence splitter with no learnt parameters, so that no download is needed."""
@@ -122,9 +131,7 @@ def prompts_and_responses() -> tuple[list[IfevalPrompt], dict[int, str]]:
         one = n < len(names) * len(ANSWERS)
         chosen = [names[n % len(names)]] if one else rng.sample(names, rng.randint(2, 3))
         text = f"Write about tea. ({n})"
-        prompts.append(
-            IfevalPrompt(1000 + n, text, tuple(chosen), tuple(KINDS[name] for name in chosen))
-        )
+        prompts.append(ask(1000 + n, text, tuple(chosen), tuple(KINDS[name] for name in chosen)))
         responses[1000 + n] = ANSWERS[n // len(names)] if one else rng.choice(ANSWERS)
     return prompts, responses
 
@@ -137,8 +144,8 @@ def write(
         for p in prompts:
             row = {
                 "key": p.key,
-                "prompt": p.prompt,
-                "instruction_id_list": p.instruction_id_list,
+                "prompt": p.text,
+                "instruction_id_list": p.names,
                 "kwargs": p.kwargs,
             }
             file.write(json.dumps(row) + "\n")
@@ -189,36 +196,31 @@ def test_every_figure_equals_the_harness(punkt: Path) -> None:
 
 
 def test_every_kind_of_instruction_can_pass_and_fail(punkt: Path) -> None:
-    utils = verifiers()
     for name, kwargs in KINDS.items():
-        prompt = IfevalPrompt(1, "Write about tea.", (name,), (kwargs,))
-        found = {verify(utils, prompt, answer).strict for answer in ANSWERS}
+        prompt = ask(1, "Write about tea.", (name,), (kwargs,))
+        found = {check(prompt, answer).strict for answer in ANSWERS}
         assert found == {(True,), (False,)}, name
 
 
 def test_short_texts_keep_their_language(punkt: Path) -> None:
-    utils = verifiers()
-    prompt = IfevalPrompt(1, "x", ("language:response_language",), ({"language": "en"},))
-    assert len({verify(utils, prompt, "no tea at all").strict for _ in range(30)}) == 1
+    prompt = ask(1, "x", ("language:response_language",), ({"language": "en"},))
+    assert len({check(prompt, "no tea at all").strict for _ in range(30)}) == 1
 
 
 def test_a_letter_that_is_none_is_drawn_alike_every_time(punkt: Path) -> None:
     """Keys 1122 and 1129 ask for # and !: the verifier draws a letter, which must not vary."""
     kwargs = {"letter": "#", "let_frequency": 2, "let_relation": "at least"}
-    prompt = IfevalPrompt(1122, "x", ("keywords:letter_frequency",), (kwargs,))
-    utils, state = verifiers(), random.getstate()
-    assert len({verify(utils, prompt, "aa bb cc dd ee").strict for _ in range(30)}) == 1
+    prompt = ask(1122, "x", ("keywords:letter_frequency",), (kwargs,))
+    state = random.getstate()
+    assert len({check(prompt, "aa bb cc dd ee").strict for _ in range(30)}) == 1
     assert random.getstate() == state
 
 
 def test_scores_by_hand(punkt: Path) -> None:
     """Two prompts: one of two instructions with one met, one of one that is met."""
-    utils = verifiers()
-    both = IfevalPrompt(
-        1, "x", ("punctuation:no_comma", "keywords:existence"), ({}, {"keywords": ["tea"]})
-    )
-    one = IfevalPrompt(2, "y", ("punctuation:no_comma",), ({},))
-    scores = ifeval_scores([verify(utils, both, "no cup"), verify(utils, one, "fine")])
+    both = ask(1, "x", ("punctuation:no_comma", "keywords:existence"), ({}, {"keywords": ["tea"]}))
+    one = ask(2, "y", ("punctuation:no_comma",), ({},))
+    scores = Ifeval.scores([check(both, "no cup"), check(one, "fine")], 0)
     assert scores["prompt_level_strict_acc"].value == 1 / 2
     assert scores["inst_level_strict_acc"].value == 2 / 3
     assert scores["mean"].value == pytest.approx((1 / 2 + 2 / 3) / 2)
@@ -241,34 +243,29 @@ def test_scores_by_hand(punkt: Path) -> None:
 def test_faulty_responses_are_named(tmp_path: Path, lines: list[str], words: str) -> None:
     file = tmp_path / "r.jsonl"
     file.write_text("\n".join(lines))
-    prompts = [IfevalPrompt(n, str(n), (), ()) for n in (1, 2)]
+    prompts = [ask(n, str(n), (), ()) for n in (1, 2)]
     with pytest.raises(StoreError, match=words):
         read_responses(file, prompts)
 
 
-def test_faulty_data_are_named(tmp_path: Path) -> None:
+def test_faulty_data_are_named(punkt: Path, tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text('{"key": 1, "prompt": "x", "instruction_id_list": ["a"], "kwargs": []}')
     with pytest.raises(StoreError, match=r"line 1 is not IFEval's .*1 instructions, 0 kwargs"):
         read_ifeval(file)
     with pytest.raises(StoreError, match="cannot be read"):
         read_ifeval(tmp_path / "none.jsonl")
-    whole = '{"key": 1, "prompt": "x", "instruction_id_list": ["a"], "kwargs": [{}]}\n'
+    names = '["punctuation:no_comma"]'
+    whole = f'{{"key": 1, "prompt": "x", "instruction_id_list": {names}, "kwargs": [{{}}]}}\n'
     for text, words in (
         (whole * 2, "has key 1 twice"),
         ("\n", "is empty"),
-        (whole.replace('["a"]', "[]").replace("[{}]", "[]"), "at least one instruction"),
+        (whole.replace(names, "[]").replace("[{}]", "[]"), "at least one instruction"),
         (whole.replace("1", '"one"'), "a number"),
     ):
         file.write_text(text)
         with pytest.raises(StoreError, match=words):
             read_ifeval(file)
-
-
-def test_an_unknown_instruction_is_named(punkt: Path) -> None:
-    prompt = IfevalPrompt(7, "x", ("length:none",), ({},))
-    with pytest.raises(StoreError, match="prompt 7: unknown instruction 'length:none'"):
-        check_prompts(verifiers(), [prompt])
 
 
 @pytest.mark.parametrize(
@@ -278,13 +275,14 @@ def test_an_unknown_instruction_is_named(punkt: Path) -> None:
         ("length_constraints:number_words", {"relation": "around"}, "around is given"),
         ("combination:repeat_prompt", {}, "prompt_to_repeat must be set"),
         ("punctuation:no_commas", {}, 'Did you mean "punctuation:no_comma"'),
+        ("length:none", {}, "prompt 1: unknown instruction 'length:none'"),
     ],
 )
 def test_instructions_that_no_verifier_takes(
     punkt: Path, name: str, kwargs: dict[str, Any], words: str
 ) -> None:
     """The harness would stop with a traceback, after all answers are generated."""
-    prompts = [IfevalPrompt(1, "x", (name,), (kwargs,))]
+    prompts = [ask(1, "x", (name,), (kwargs,))]
     data, answers = write(punkt, prompts, {})
     done = score(data, answers)
     assert done.exit_code == 2 and words in done.output
@@ -305,7 +303,7 @@ def test_the_harnesss_own_pipeline_finds_the_same(punkt: Path) -> None:
 
     class Answers(LM):  # type: ignore[misc]
         def generate_until(self, requests: Any) -> list[str]:
-            by_text = {p.prompt: responses[p.key] for p in prompts}
+            by_text = {p.text: responses[p.key] for p in prompts}
             return [by_text[request.args[0]] for request in requests]
 
         def loglikelihood(self, requests: Any) -> Any:
@@ -335,7 +333,7 @@ def test_the_harnesss_own_pipeline_finds_the_same(punkt: Path) -> None:
 
 def test_keys_as_text_and_a_limit(punkt: Path) -> None:
     """Three prompts, responses for two, the second wrong; their keys are texts."""
-    prompts = [IfevalPrompt(n, f"{n}", ("punctuation:no_comma",), ({},)) for n in (1, 2, 3)]
+    prompts = [ask(n, f"{n}", ("punctuation:no_comma",), ({},)) for n in (1, 2, 3)]
     data, _ = write(punkt, prompts, {})
     answers = punkt / "text.jsonl"
     answers.write_text('{"key": "2", "response": "a, b"}\n{"key": "1", "response": "a"}\n')
@@ -353,6 +351,7 @@ def test_missing_sentence_data_are_never_fetched(
 ) -> None:
     import nltk
 
+    verifiers.cache_clear()
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     monkeypatch.setattr(nltk, "download", lambda *_, **__: pytest.fail("fetched"))
     for made in ("", "tokenizers/punkt_tab/czech"):  # other languages do not help
@@ -362,6 +361,7 @@ def test_missing_sentence_data_are_never_fetched(
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifiers.cache_clear()
     monkeypatch.setitem(sys.modules, "nltk", None)
     with pytest.raises(SparError, match=r"pip install 'spar-lite\[eval\]'"):
         verifiers()
@@ -412,7 +412,7 @@ def run_stage(recipe: Recipe, folder: Path, place: str) -> tuple[dict[str, Any],
 @pytest.fixture
 def three(punkt: Path) -> Path:
     """Three prompts that forbid commas."""
-    prompts = [IfevalPrompt(n, f"Say {n}.", ("punctuation:no_comma",), ({},)) for n in (1, 2, 3)]
+    prompts = [ask(n, f"Say {n}.", ("punctuation:no_comma",), ({},)) for n in (1, 2, 3)]
     return write(punkt, prompts, {})[0]
 
 
@@ -440,7 +440,7 @@ def test_a_run_scores_base_warm_up_and_what_it_ends_with(three: Path, tmp_path: 
     )
     assert difference["difference"]["value"] == 0.5 and difference["difference"]["n"] == 2
     Marker(folder / "iteration-1", "pairs").write({"recipe": {}, "pairs": 1})
-    found = compare([read_side(f"{folder}:base"), read_side(f"{folder}:iteration-1")])
+    found = compare([f"{folder}:base", f"{folder}:iteration-1"])
     assert found["differences"][0]["task"] == "ifeval-run"
 
 
@@ -484,6 +484,7 @@ def test_what_is_missing_is_said_before_the_first_stage(
 
     fails(settings(three, 4), r"evaluate\.ifeval wants 4 prompts, found 3")
     fails(settings(tmp_path / "none.jsonl"), "none.jsonl cannot be read")
+    verifiers.cache_clear()
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     fails(settings(three), r"nltk\.downloader punkt_tab")
     monkeypatch.setitem(sys.modules, "nltk", None)

@@ -141,7 +141,7 @@ BENCH = "Write a letter to the mayor of our town about the new park and the old 
 
 
 def test_thirteen_words_in_a_row_are_too_many() -> None:
-    bench = Benchmark.of([BENCH])
+    bench = Benchmark([BENCH])
     words = BENCH.split()
     assert bench.holds(
         "Please: " + " ".join(words[:13]).upper() + " Then stop, sing and rest well!"
@@ -152,7 +152,7 @@ def test_thirteen_words_in_a_row_are_too_many() -> None:
 
 def test_most_words_alike_is_too_close() -> None:
     """a b c d e f g and a b c d e f h share 6 of 8 words, 0.75; with x y 5 of 9, 0.56."""
-    bench = Benchmark.of(["a b c d e f g"])
+    bench = Benchmark(["a b c d e f g"])
     assert bench.holds("G? f E d, c b h")
     assert not bench.holds("a b c d e x y")
 

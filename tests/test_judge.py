@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from spar_lite.constraints import NoCommas, critique
+from spar_lite.constraints.kinds import NoCommas, critique
 from spar_lite.data.prompts import requirements
 from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.judge import Judgements, contradicts, judge_answer, majority, read_vote

@@ -218,7 +218,7 @@ def edit(folder: Path, **values: Any) -> None:
 
 def open_adapter(folder: Path) -> Policy:
     overrides = ["model.device=cpu", "model.threads=1"]
-    return find_target(str(folder), None, overrides).open().policy
+    return find_target(str(folder), None, overrides).open(Silence()).policy
 
 
 # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
@@ -464,7 +464,7 @@ def test_any_error_in_a_batch_reaches_all_its_callers(
         raise error
 
     monkeypatch.setattr(policy.inner, "generate", fails)
-    monkeypatch.setattr("spar_lite.model.slots.Decoder._forward", fails)
+    monkeypatch.setattr("spar_lite.model.decoder.BatchDecoder._forward", fails)
     engine = RolloutEngine(policy, EngineSettings(path=path, batch=2), 0)  # type: ignore[arg-type]
     requests = [Request(f"r{n}", ASK, 4, Sampling()) for n in range(5)]
 
@@ -499,7 +499,7 @@ def test_a_family_that_fails_in_its_own_way_is_left_to_plain_generate(
         def fails(*_: Any, fault: Exception = error, **__: Any) -> None:
             raise fault
 
-        monkeypatch.setattr("spar_lite.model.slots.Decoder._forward", fails)
+        monkeypatch.setattr("spar_lite.model.decoder.BatchDecoder._forward", fails)
         said: list[str] = []
         engine = RolloutEngine(tiny_policy(), EngineSettings(weights="separate"), 0, said.append)
         assert asyncio.run(engine.generate("actor", [Request("a", ASK, 4, Sampling())]))
@@ -510,16 +510,16 @@ def test_running_out_in_the_self_check_proves_fewer_at_a_time(
     tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spar_lite.model import self_check
-    from spar_lite.model.slots import Decoder
+    from spar_lite.model.decoder import BatchDecoder
 
     policy = tiny_policy()
-    whole = Decoder._forward
+    whole = BatchDecoder._forward
 
-    def starve(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def starve(self: BatchDecoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(ids) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(self, ids, *rest)
 
-    monkeypatch.setattr(Decoder, "_forward", starve)
+    monkeypatch.setattr(BatchDecoder, "_forward", starve)
     found = self_check(policy, 12)
     assert found.fault is None and "checked, 3 at a time" in found.proved

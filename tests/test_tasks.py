@@ -10,20 +10,22 @@ from spar_lite.constraints import (
     SPLITS,
     TOPICS,
     VALUES,
-    StartsWith,
-    Task,
+    Constraint,
     compose,
     conflict,
+    from_json,
     topics_of,
 )
 from spar_lite.constraints.tasks import BRIEF_FORMS, OPEN_FORMS, STORY_FORMS
+from spar_lite.records import Prompt
 
 EVERY = tuple(KINDS)
-FIRST = Task(
+FIRST = Prompt(
     "train-0000",
-    'Say in one sentence what is good about a wall clock. Begin your answer with "Some say".',
-    (StartsWith("Some say"),),
-    "a wall clock",
+    'Say in one sentence what is good about a wall clock. Begin your answer with "Today".',
+    ({"kind": "starts_with", "phrase": "Today"},),
+    complete=True,
+    topic="a wall clock",
 )
 
 
@@ -55,31 +57,36 @@ def test_start_continues_the_same_series() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_many_tasks_keep_the_promises(split: str) -> None:
-    tasks = compose(1, 600, kinds=EVERY, per_prompt=(1, 3), split=split)
+    tasks = compose(2, 600, kinds=EVERY, per_prompt=(1, 3), split=split)
     assert len({task.text for task in tasks}) == len({task.id for task in tasks}) == 600
-    assert {c.kind for task in tasks for c in task.constraints} == set(KINDS)
+    assert {c["kind"] for task in tasks for c in task.constraints} == set(KINDS)
     assert {len(task.constraints) for task in tasks} == {1, 2, 3}
     for task in tasks:
-        assert not any(conflict(a, b) for a, b in itertools.combinations(task.constraints, 2))
-        for constraint in task.constraints:
+        rules = rules_of(task)
+        assert not any(conflict(a, b) for a, b in itertools.combinations(rules, 2))
+        for constraint in rules:
             assert any(phrasing in task.text for phrasing in constraint.phrasings())
         assert opening(task) in allowed_openings(task, split)
 
 
-def opening(task: Task) -> str:
+def rules_of(task: Prompt) -> list[Constraint]:
+    return [from_json(data) for data in task.constraints]
+
+
+def opening(task: Prompt) -> str:
     """The task's text before its first constraint."""
-    phrasings = [p for c in task.constraints for p in c.phrasings() if p in task.text]
+    phrasings = [p for c in rules_of(task) for p in c.phrasings() if p in task.text]
     return task.text[: min(task.text.index(phrasing) for phrasing in phrasings)].strip()
 
 
-def allowed_openings(task: Task, split: str) -> set[str]:
-    if any(constraint.standalone for constraint in task.constraints):
+def allowed_openings(task: Prompt, split: str) -> set[str]:
+    if any(constraint.standalone for constraint in rules_of(task)):
         return {""}
-    if any(constraint.kind == "story_bookends" for constraint in task.constraints):
+    if any(constraint.kind == "story_bookends" for constraint in rules_of(task)):
         forms = STORY_FORMS
     else:
         # "Write one sentence" would quarrel with "exactly 3 sentences".
-        roomy = any(constraint.roomy for constraint in task.constraints)
+        roomy = any(constraint.roomy for constraint in rules_of(task))
         forms = OPEN_FORMS if roomy else OPEN_FORMS + BRIEF_FORMS
     return {form.format(topic=topic) for form in forms for topic in topics_of(split)}
 
@@ -96,15 +103,14 @@ def test_no_text_is_in_two_splits() -> None:
 def test_a_keyword_is_not_in_the_topic() -> None:
     kinds = ("keyword_include", "keyword_exclude")
     for task in compose(2, 400, kinds=kinds, per_prompt=(1, 1)):
-        word = str(task.constraints[0].to_json()["word"])
-        form = opening(task).lower().rstrip(".?").split()
-        assert word not in form or not any(word in topic.split() for topic in TOPICS)
+        assert task.constraints[0]["word"] not in task.topic.lower().split()
 
 
 def test_held_out_values() -> None:
-    kinds, unseen = ("starts_with",), VALUES.part("heldout")
-    for task in compose(1, 50, kinds=kinds, per_prompt=(1, 1), split="heldout", values=unseen):
-        assert task.constraints[0].to_json()["phrase"] in unseen.starts
+    for split in SPLITS:
+        starts = VALUES.part(heldout=split == "heldout").starts
+        for task in compose(1, 50, kinds=("starts_with",), per_prompt=(1, 1), split=split):
+            assert task.constraints[0]["phrase"] in starts
 
 
 @pytest.mark.parametrize(

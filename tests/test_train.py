@@ -23,6 +23,7 @@ from spar_lite.records import Message, PreferencePair, Role, TrainingExample
 from spar_lite.train import rows, train_actor, train_on_examples
 from spar_lite.train.logps import score_replies
 from spar_lite.train.rows import LengthSampler
+from spar_lite.train.trainers import SparDpo
 
 Factory = Callable[..., Policy]
 
@@ -129,15 +130,15 @@ def test_a_wrong_reference_is_an_error(
 ) -> None:
     policy = tiny_policy()
     train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
-    whole = train._Run._keep_float32
+    whole = SparDpo.compute_ref_log_probs
 
-    def spoil(run: train._Run) -> None:
-        whole(run)
-        for name, parameter in run.policy.model.named_parameters():
-            if ".ref." in name:
-                parameter.data.zero_()
+    def spoil(trainer: SparDpo, *rest: Any) -> Any:
+        policy.switch("base")
+        found = whole(trainer, *rest)
+        policy.switch("actor")
+        return found
 
-    monkeypatch.setattr(train._Run, "_keep_float32", spoil)
+    monkeypatch.setattr(SparDpo, "compute_ref_log_probs", spoil)
     with pytest.raises(TrainingError, match=r"rewards of 0.*reference is not the actor"):
         train_actor(policy, PAIRS, DPO, seed=0)
     assert_ready(policy)
@@ -457,10 +458,25 @@ def _padding(lengths: list[int], order: list[int], batch: int) -> int:
 
 
 def test_ln2_by_hand() -> None:
-    assert train._dpo_term({"rewards/margins": 0.0}) == pytest.approx(LN2, abs=1e-6)
-    # -log sigmoid(1) = log(1 + 1/e) = log 1.367879 = 0.313262
-    assert train._dpo_term({"rewards/margins": 1.0}) == pytest.approx(0.313262, abs=1e-6)
     assert math.log(2) == pytest.approx(LN2, abs=1e-6)
+
+
+def test_the_dpo_term_is_minus_log_sigmoid_of_the_margin(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rewards are not 0 at step 0 it tells: a reference 3 nats off, in one pair, with beta 1.
+
+    A margin of 3 - 2 = 1: -log sigmoid(1) = log(1 + 1/e) = log 1.367879 = 0.313262.
+    """
+    whole = SparDpo.log_p
+
+    def off(trainer: SparDpo, count: int) -> list[tuple[float, ...]]:
+        return [(chosen - 3, rejected - 2) for chosen, rejected in whole(trainer, count)]
+
+    monkeypatch.setattr(SparDpo, "log_p", off)
+    monkeypatch.setitem(train.STEP0_TOLERANCE, torch.float32, 9.0)
+    report = train_actor(tiny_policy(), PAIRS[:1], DPO.model_copy(update={"beta": 1.0}), seed=0)
+    assert report.metrics["dpo_term_step0"] == pytest.approx(0.313262, abs=1e-5)
 
 
 # --- Log p of replies -----------------------------------------------------------------------------
@@ -471,7 +487,7 @@ ASKED = [
     ("Why?", ""),
     ("Say it.", "It."),
 ]
-CHATS = [((Message("user", asked),), said) for asked, said in ASKED]
+CHATS = [((Message("user", asked),), said, True) for asked, said in ASKED]
 ROLES: tuple[Role, ...] = ("actor", "refiner", "base")
 
 
@@ -504,9 +520,9 @@ def stir(policy: Policy) -> Policy:
 
 def test_a_reply_that_was_cut_off_has_no_end_token(tiny_policy: Factory) -> None:
     policy = tiny_policy()
-    cut = [(messages, said, False) for messages, said in CHATS]
-    found = score_replies(policy, "actor", [*cut, (*CHATS[0], True)])
-    wanted = [log_p(policy, *chat, end=False) for chat in CHATS] + [log_p(policy, *CHATS[0])]
+    cut = [(messages, said, False) for messages, said, _ in CHATS]
+    found = score_replies(policy, "actor", [*cut, CHATS[0]])
+    wanted = [log_p(policy, *chat) for chat in (*cut, CHATS[0])]
     assert [total for total, _ in found] == pytest.approx(wanted, abs=1e-3)
     assert [count for _, count in found] == [len(said) for _, said in ASKED] + [2]
     assert score_replies(policy, "actor", [cut[2]]) == [(0.0, 0)]  # cut off before it began
@@ -517,34 +533,13 @@ def test_a_reply_that_was_cut_off_has_no_end_token(tiny_policy: Factory) -> None
 def test_scoring_leaves_the_policy_as_it_was(tiny_policy: Factory, role: Role, fast: bool) -> None:
     policy = stir(tiny_policy())
     policy.switch("refiner")
+    before = logits(policy)
     if fast:
         policy.speed_up()
-    before = logits(policy)
     score_replies(policy, role, CHATS)
-    assert (policy.role, policy.fast is not None) == ("refiner", fast)
+    assert (policy.role, policy.fast) == ("refiner", None)
     assert torch.equal(logits(policy), before)
-    policy.slow_down()
     assert_ready(policy)
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_scoring_in_the_middle_of_a_training_changes_nothing(
-    tiny_policy: Factory, role: Role
-) -> None:
-    prints = []
-    for score in (False, True):
-        policy = tiny_policy()
-        scored: list[list[tuple[float, int]]] = []
-
-        def look(*_: int, policy: Policy = policy, scored: list[Any] = scored) -> None:
-            scored.append(score_replies(policy, role, CHATS))
-
-        train_actor(policy, PAIRS, DPO, 0, look if score else lambda *_: None)
-        prints.append(policy.fingerprint("actor"))
-        assert_ready(policy)
-    assert len(scored) == 2
-    assert (scored[0] == scored[1]) == (role != "actor")  # the one that is being trained
-    assert prints[0] == prints[1]
 
 
 def test_prompts_cost_no_logits(tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,13 +600,13 @@ def test_an_adapter_that_is_not_finite_is_no_result(
     """The last update comes after the last loss."""
     policy = tiny_policy()
     good = policy.fingerprint("actor")
-    whole = train._Run.train
+    whole = SparDpo.train
 
-    def spoil(run: train._Run, *rest: object) -> None:
-        whole(run, *rest)  # type: ignore[arg-type]
-        next(iter(run.policy.weights("actor").values()))[0, 0] = torch.inf
+    def spoil(trainer: SparDpo) -> None:
+        whole(trainer)
+        next(iter(policy.weights("actor").values()))[0, 0] = torch.inf
 
-    monkeypatch.setattr(train._Run, "train", spoil)
+    monkeypatch.setattr(SparDpo, "train", spoil)
     with pytest.raises(TrainingError, match=r"lora_A\.weight of its adapter is NaN or infinite"):
         train_actor(policy, PAIRS, DPO, 0)
     assert policy.fingerprint("actor") == good
@@ -633,7 +628,6 @@ def test_a_training_that_is_stopped_leaves_the_adapter_as_it_was(tiny_policy: Fa
 def test_a_trainer_that_cannot_be_built_leaves_the_adapter_as_it_was(
     tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TRL casts a quantized base's adapters to bf16 before it does anything else."""
     policy = tiny_policy(quantization="nf4")
     train_on_examples(policy, "actor", EXAMPLES, SFT, seed=0)
     good = policy.fingerprint("actor")
@@ -641,7 +635,7 @@ def test_a_trainer_that_cannot_be_built_leaves_the_adapter_as_it_was(
     def runs_out(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(train._Run, "_keep_float32", runs_out)
+    monkeypatch.setattr(SparDpo, "compute_ref_log_probs", runs_out)
     with pytest.raises(torch.OutOfMemoryError):
         train_actor(policy, PAIRS, DPO, 0)
     assert policy.fingerprint("actor") == good
@@ -653,11 +647,13 @@ def test_step_0_is_measured_a_token() -> None:
     nats, beta = 0.02, 0.1  # a token, in bfloat16
     for length in (20, 200, 2000):
         rounding = beta * nats * math.sqrt(length)
-        limit = train.step0_limit(torch.bfloat16, beta, length)
         logs = {"rewards/chosen": rounding, "rewards/rejected": -rounding}
-        train._check_step0(logs, limit)
-        with pytest.raises(TrainingError, match="rewards of 0"):
-            train._check_step0({**logs, "rewards/chosen": beta * 0.5 * length}, limit)
-        with pytest.raises(TrainingError, match="rewards of 0"):
-            train._check_step0({**logs, "rewards/rejected": math.nan}, limit)
-    assert train.step0_limit(torch.float32, 0.1, 100) == pytest.approx(2e-4)
+        train._check_step0(logs, torch.bfloat16, beta, length)
+        wrong = {"rewards/chosen": beta * 0.5 * length}, {"rewards/rejected": math.nan}
+        for change in wrong:
+            with pytest.raises(TrainingError, match="rewards of 0"):
+                train._check_step0({**logs, **change}, torch.bfloat16, beta, length)
+    edge = {"rewards/chosen": 1.99e-4, "rewards/rejected": 0.0}
+    train._check_step0(edge, torch.float32, 0.1, 100)  # up to 2e-4 * 0.1 * 10
+    with pytest.raises(TrainingError, match="rewards of 0"):
+        train._check_step0({**edge, "rewards/chosen": 2.01e-4}, torch.float32, 0.1, 100)

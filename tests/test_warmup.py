@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spar_lite import constraints, warmup
-from spar_lite.constraints import KINDS, EndsWith, StartsWith
+from spar_lite.constraints.kinds import KINDS, EndsWith, StartsWith
 from spar_lite.constraints.text import sentences
 from spar_lite.data.prompts import builtin_prompts, requirements
 from spar_lite.data.sources import released_rows

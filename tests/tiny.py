@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from spar_lite.app.bench.shapes import CHATML, byte_tokenizer
+from spar_lite.app.shapes import CHATML, byte_tokenizer
 
 
 def make_tiny_model(folder: Path, seed: int = 0, chat_template: str | None = CHATML) -> Path:

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from spar_lite.app.console import locked, make_console, make_screen
-from spar_lite.app.tables import make_table, score_cell
+from spar_lite.app.tables import cell, make_table
 from spar_lite.errors import RecipeError
 from spar_lite.evaluation.runner import Job, evaluate, kinds_named
 from spar_lite.evaluation.target import Target
-from spar_lite.evaluation.tasks.judge import Judging, builtin_cases
+from spar_lite.evaluation.tasks.judge import Judging, minimal_pairs
 from spar_lite.evaluation.tasks.refine import Refining
 from spar_lite.recipe import load_recipe
 from spar_lite.records import TrainingExample, stable_seed
@@ -111,8 +110,8 @@ def warmup_curve(
             place = folder / name
             target = Target(f"{run.folder.name} {folder.name} {name}", run.recipe, place)
             job = Job(target, place, run.screen, run.open_engine, run.folder / "curve")
-            cases = builtin_cases(job, count, kinds)
-            judged = evaluate(job, Judging(cases, "constraints", {"kinds": kinds}))
+            cases = minimal_pairs(job.base_answers(count, kinds), job.seed)
+            judged = evaluate(job, Judging(cases, "constraints", kinds=kinds))
             refined = evaluate(job, Refining(count, tuple(kinds), "program"))
             point[name] = {"judge": judged, "refine": refined}
         points.append(point)
@@ -121,7 +120,7 @@ def warmup_curve(
 
 
 def _rows(run: Run) -> list[TrainingExample]:
-    """The refiner's rows in the order in which they are taught: shuffled, or the easy ones first.
+    """The refiner's rows in the order in which they are taught: shuffled.
 
     A judgement and its chat stay together, so that every prefix is balanced.
     """
@@ -131,9 +130,7 @@ def _rows(run: Run) -> list[TrainingExample]:
         lessons.setdefault(row.id.rpartition("/")[0], []).append(row)
     order = list(lessons.values())
     random.Random(stable_seed(run.recipe.seed, "curve")).shuffle(order)
-    flat = [row for lesson in order for row in lesson]
-    by_constraints = run.recipe.bootstrap.curriculum == "constraints"
-    return [row for part in in_order(run, flat) for row in part] if by_constraints else flat
+    return [row for lesson in order for row in lesson]
 
 
 def _teach(
@@ -181,5 +178,5 @@ def curve_table(points: Sequence[Mapping[str, Any]]) -> Table:
             if name in point:
                 scores = [point[name][card]["scores"][key] for card, key in COLUMNS.values()]
                 figures = (str(point["rows"]), f"{point['seconds']:.0f}", name)
-                table.add_row(*figures, *(escape(score_cell(score)) for score in scores))
+                table.add_row(*figures, *map(cell, scores))
     return table

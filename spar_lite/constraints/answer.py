@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from operator import ne
 
 from .base import Requirement
 from .text import (
@@ -25,6 +25,7 @@ from .text import (
     clean,
     closed,
     head,
+    pick,
     quote,
     sentence_spans,
     sentences,
@@ -106,17 +107,17 @@ def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl" else word
 
 
-def looped(said: Sequence[str], times: int = 2) -> tuple[str, ...]:
-    """The first run of words that is said ``times`` times in a row; () if there is none.
+def looped(said: Sequence[str]) -> tuple[str, ...]:
+    """The first run of words that is said twice in a row; () if there is none.
 
     One or two words ("quack, quack, quack") may come three times, and figures as they like.
     """
     for size in range(1, min(len(said) // 2, LONGEST) + 1):
-        wanted = times if size > 2 else max(times, 4)
+        wanted = 1 if size > 2 else 3  # times more
         same = 0
         for place in range(len(said) - size):
             same = same + 1 if said[place] == said[place + size] else 0
-            if same == size * (wanted - 1):
+            if same == size * wanted:
                 run = tuple(said[place + 1 : place + size + 1])
                 if not all(word.isdigit() for word in run):
                     return run
@@ -132,13 +133,11 @@ def _circle(said: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def _but_for_one_word(sentence: Sequence[str], others: Sequence[Sequence[str]]) -> int:
-    """How many of the others are the same but for one word: a list made by substitution."""
-    return sum(
-        len(sentence) == len(other)
-        and sum(a != b for a, b in zip(sentence, other, strict=True)) == 1
-        for other in others
-    )
+def _goes_on(text: str, span: Span) -> bool:
+    """Whether a sentence speaks of what the one before it named."""
+    sentence = _plain(text[span[0] : span[1]])
+    listed = _LIST_ITEM.match(text[text.rfind("\n", 0, span[0]) + 1 : span[1]])
+    return len(sentence) > 2 and bool(_PRONOUNS & set(sentence) or listed)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,6 @@ class Answer(Requirement):
     request: str
     topic: str = ""
     required: tuple[str, ...] = ()
-    kind: ClassVar[str] = "answer"
 
     def is_phrase(self, text: str) -> bool:
         """Whether a text is a required phrase and nothing more."""
@@ -162,29 +160,25 @@ class Answer(Requirement):
         return f"An answer about {self.topic}" if self.topic else "An answer"
 
     def faults(self, text: str) -> tuple[str, ...]:
-        """Which of ``FAULTS`` a text has; an empty text has the second."""
-        text = clean(text)
-        found = {
-            "off topic": bool(self.topic) and self._spoken(text) is None,
-            "no words of its own": not self._enough(text),
-            "says it twice": bool(self._twice(text)),
-            "speaks of the task": bool(self._echo(text)),
-            "cut off": bool(self.topic) and not self._ends(text),
-        }
-        return tuple(name for name in FAULTS if found[name])
+        """Which of ``FAULTS`` a text has; an empty text has the second, and the first if it can."""
+        return self._read(clean(text))[0]
 
-    def _passes(self, text: str) -> bool:
-        return not self.faults(text)
+    def _look(self, text: str) -> tuple[bool, str]:
+        faults, evidence = self._read(text)
+        return not faults, evidence
 
-    def _evidence(self, text: str) -> str:
-        spoken = self._spoken(text) if self._enough(text) else None
-        again = " ".join(self._twice(text) or self._echo(text))
-        says = "nothing" if spoken is None else quote(around(text, spoken))
-        if not self.topic:
-            says = quote(head(text, 3)) if self._enough(text) else "nothing"
-        return (
-            f"it says {says}, twice or of the task {quote(again, 30) if again else 'nothing'}, "
-            f"last {quote(tail(text, 1))}."
+    def _read(self, text: str) -> tuple[tuple[str, ...], str]:
+        """The faults of a clean text, and the evidence."""
+        spoken, enough = self._spoken(text), self._enough(text)
+        twice, echo = self._twice(text), self._echo(text)
+        off = bool(self.topic) and spoken is None
+        cut = bool(self.topic and text) and not self._ends(text)
+        found = zip(FAULTS, (off, not enough, bool(twice), bool(echo), cut), strict=True)
+        shown = around(text, spoken) if spoken else "" if self.topic else head(text, 3)
+        says = quote(shown) if shown and enough else "nothing"
+        again = quote(" ".join(twice or echo), 30) if twice or echo else "nothing"
+        return tuple(name for name, holds in found if holds), (
+            f"it says {says}, twice or of the task {again}, last {quote(tail(text, 1))}."
         )
 
     # --- The rules --------------------------------------------------------------------------------
@@ -222,26 +216,11 @@ class Answer(Requirement):
         spans = sentence_spans(text)
         sizes = [len(words(self._without_required(text[begin:end]))) for begin, end in spans]
         for n, (begin, end) in enumerate(spans):
-            if sizes[n] > 2 or (n + 1 < len(spans) and self._goes_on(text, spans[n + 1])):
+            if sizes[n] > 2 or (n + 1 < len(spans) and _goes_on(text, spans[n + 1])):
                 for match in WORD.finditer(text, begin, end):
                     if _stem(match.group()) in self._topic_stems:
                         return match.span()
         return None
-
-    @staticmethod
-    def _goes_on(text: str, span: Span) -> bool:
-        """Whether a sentence speaks of what the one before it named."""
-        sentence = _plain(text[span[0] : span[1]])
-        listed = _LIST_ITEM.match(text[text.rfind("\n", 0, span[0]) + 1 : span[1]])
-        return len(sentence) > 2 and bool(_PRONOUNS & set(sentence) or listed)
-
-    def _own(self, text: str) -> list[str]:
-        """The content words that neither the request nor a required text gave."""
-        return [
-            word
-            for word in words(self._without_required(text))
-            if word.lower() not in _SMALL and _stem(word) not in self._request_stems
-        ]
 
     def _enough(self, text: str) -> bool:
         bare = self._without_required(text)
@@ -249,7 +228,9 @@ class Answer(Requirement):
             return any(word not in self._keywords for word in _plain(bare))
         pieces = [_plain(piece) for piece in sentences(bare)]
         used = all(len(piece) > 2 for piece in pieces for word in self._keywords if word in piece)
-        return used and any(len(set(piece)) > 2 for piece in pieces) and bool(self._own(text))
+        # A content word that neither the request nor a required text gave.
+        own = any(w not in _SMALL and _stem(w) not in self._request_stems for w in _plain(bare))
+        return used and own and any(len(set(piece)) > 2 for piece in pieces)
 
     def _twice(self, text: str) -> tuple[str, ...]:
         """What is said twice: a sentence, a phrase in a row, or a long run of words on a line."""
@@ -261,7 +242,10 @@ class Answer(Requirement):
             for n, piece in enumerate(pieces):
                 if piece in pieces[:n]:
                     return piece
-                if len(piece) > 3 and _but_for_one_word(piece, pieces[:n]) > 1:
+                # The same but for one word, twice: a list made by substitution.
+                peers = [other for other in pieces[:n] if len(other) == len(piece)]
+                near = [other for other in peers if sum(map(ne, other, piece)) == 1]
+                if len(piece) > 3 and len(near) > 1:
                     return piece
                 if loop := looped(piece):
                     return loop
@@ -276,7 +260,8 @@ class Answer(Requirement):
             if said * 2 in _runs(_plain(text), 2 * len(said)):
                 return said
             # "Good luck: wolves hunt. Good luck.", but "Good luck at it takes time. Good luck."
-            if len(_set_apart(text, phrase)) > self.required.count(phrase):
+            apart = rf"(?:^|[.,:;!?\n])[\s\"]*{_loosely(phrase)}(?=\s*[.,:;!?\n]|\s*$)"
+            if len(re.findall(apart, text, re.IGNORECASE)) > self.required.count(phrase):
                 return said
         if found := _AND_AGAIN.search(text):
             return _plain(found.group())
@@ -351,39 +336,29 @@ class Answer(Requirement):
         if len(pieces) > 1:
             yield " ".join(pieces[:-1])  # one that was cut off, mostly
 
-    def _spoils(self, text: str) -> Iterator[str]:
+    def _spoils(self, text: str) -> list[str]:
         """The ways of meeting a constraint without an answer, in an order that the text decides."""
-        ways = list(self._thin(text))
-        turn = toss(text, len(ways)) if ways else 0
-        yield from ways[turn:] + ways[:turn]
-
-    def _thin(self, text: str) -> Iterator[str]:
-        pieces = sentences(text)
+        ways = []
+        pieces, asked = sentences(text), sentences(self.request)
         phrase = next((p for p in self.required if len(words(p)) > 1), "")
         if pieces:
-            yield " ".join([*pieces, pieces[toss(text, len(pieces))]])
-            yield closed(" ".join([phrase or pieces[0]] * 2))
+            ways.append(" ".join([*pieces, pick(pieces, text)]))
+            ways.append(closed(" ".join([phrase or pieces[0]] * 2)))
         if single := re.search(rf"\b(?:is|are|an?)\s+{_SINGLE}(?=\s\w)", text):
-            yield f"{text[: single.end()]} and {single[1]}{text[single.end() :]}"
-        asked = sentences(self.request)
+            ways.append(f"{text[: single.end()]} and {single[1]}{text[single.end() :]}")
         if asked:
-            yield f"{closed(asked[toss(text, len(asked))])} {text}"
+            ways.append(f"{closed(pick(asked, text))} {text}")
         if self.required:
-            yield closed(self.required[0])
+            ways.append(closed(self.required[0]))
         if len(text) > 40:
-            yield text[: text.rfind(" ", 0, 2 * len(text) // 3)].rstrip(".,;:!? ")
+            ways.append(text[: text.rfind(" ", 0, 2 * len(text) // 3)].rstrip(".,;:!? "))
+        turn = toss(text, len(ways)) if ways else 0
+        return ways[turn:] + ways[:turn]
 
 
 def _loosely(phrase: str) -> str:
     """A pattern for a phrase, whatever mark it ends with."""
     return rf"(?<!\w){re.escape(phrase.rstrip('.!?'))}(?!\w)"
-
-
-def _set_apart(text: str, phrase: str) -> list[str]:
-    """Each place where a phrase stands by itself, between marks."""
-    return re.findall(
-        rf"(?:^|[.,:;!?\n])[\s\"]*{_loosely(phrase)}(?=\s*[.,:;!?\n]|\s*$)", text, re.IGNORECASE
-    )
 
 
 def _without(text: str, span: Span) -> str:

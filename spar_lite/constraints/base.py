@@ -1,46 +1,41 @@
-"""What every requirement and constraint promises, and the register of kinds.
+"""What every requirement and constraint promises.
 
-A kind says how it asks, whether a text passes, with which evidence, and which edits could
-make a text pass or fail. The rules that hold for all kinds are here, once: an empty answer
-never passes, and `mend` and `spoil` hand out only texts that `check` confirms. This file
-knows no kind by name and nothing about prompts or models.
+A kind says how it asks, what a text shows of it and whether that passes, and which edits could
+make a text pass or fail. The rules that hold for all kinds are here, once: an empty answer never
+passes, and `mends` and `spoilt` hand out only texts that `check` confirms.
 """
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from spar_lite.errors import did_you_mean
-
-from .text import clean, number, words
+from .text import WORD, clean, number, squeeze, words
 from .values import VALUES, Values
-
-KINDS: dict[str, type["Constraint"]] = {}
 
 
 class Requirement(ABC):
     """One checkable demand on an answer, whether the instruction asks for it or not."""
 
-    kind: ClassVar[str]
-    # What two constraints cannot both have: "start", "end", "layout", "length", "case".
+    kind: ClassVar[str]  # the class's name, as in "starts_with"
+    # What two constraints cannot both have: "start", "end", "layout", "length", "case", "digits".
     claims: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     @abstractmethod
     def label(self) -> str:
         """A very short name, as critiques use it."""
 
     @abstractmethod
-    def _passes(self, text: str) -> bool:
-        """The verdict on a clean, non-empty text."""
+    def _look(self, text: str) -> tuple[bool, str]:
+        """The verdict on a clean, non-empty text, and one sentence with what it rests on.
 
-    @abstractmethod
-    def _evidence(self, text: str) -> str:
-        """One sentence with what the verdict rests on, in the same words for a Yes and a No.
-
-        A model writes from left to right: words that only go with one verdict would have it
-        decide first and look afterwards.
+        The sentence has the same words for a Yes and a No. A model writes from left to right:
+        words that only go with one verdict would have it decide first and look afterwards.
         """
 
     def _mends(self, text: str) -> Iterable[str]:
@@ -51,13 +46,16 @@ class Requirement(ABC):
         """Edits that may make a passing text fail, the most natural first."""
         return ()
 
-    def check(self, text: str) -> bool:
+    def look(self, text: str) -> tuple[bool, str]:
+        """The verdict, and the sentence with its evidence."""
         tidy = clean(text)
-        return bool(tidy) and self._passes(tidy)
+        return self._look(tidy) if tidy else (False, "The answer is empty.")
+
+    def check(self, text: str) -> bool:
+        return self.look(text)[0]
 
     def explain(self, text: str) -> str:
-        tidy = clean(text)
-        return self._evidence(tidy) if tidy else "The answer is empty."
+        return self.look(text)[1]
 
     def mends(self, text: str) -> list[str]:
         """Every known edit after which the text passes; none for an empty text."""
@@ -78,16 +76,41 @@ class Requirement(ABC):
         return next(iter(self.spoilt(text)), None) if self.check(text) else text
 
 
+def _is_phrase(text: str) -> bool:
+    return bool(WORD.search(text)) and text == squeeze(text) and '"' not in text
+
+
+_PHRASE = ("needs a word, single spaces and no double quotes", _is_phrase)
+# What holds for a field of this name, whatever the kind.
+_HOLDS: dict[str, tuple[str, Callable[..., bool]]] = {
+    "count": ("must be at least 1", lambda count: count >= 1),
+    "low": ("must be at least 1", lambda low: low is None or low >= 1),
+    "high": ("must be at least 1", lambda high: high is None or high >= 1),
+    "word": ("must be one word", lambda word: bool(WORD.fullmatch(word))),
+    "letter": ("must be one letter", lambda letter: len(letter) == 1 and letter.isalpha()),
+    "phrase": _PHRASE,
+    "first": _PHRASE,
+    "last": _PHRASE,
+}
+
+
 @dataclass(frozen=True)
 class Constraint(Requirement):
     """A requirement that an instruction asks for in words.
 
-    The words are templates over the fields: "{phrase}", or "{count:item}" for "3 items".
+    The words are templates over the fields: "{phrase}", or "{count:item}" for "3 items". A kind
+    with fields of its own is a frozen dataclass too.
     """
 
     # Three or more instruction sentences that ask for it, and what critiques call it.
     asked: ClassVar[tuple[str, ...]]
     named: ClassVar[str]
+    # For each field where a random value is from: a list of `Values`, or least and greatest.
+    drawn: ClassVar[tuple[str | tuple[int, int], ...]] = ()
+    # A template for text that every passing answer contains.
+    required: ClassVar[str] = ""
+    # About how many words a sensible answer needs (for each of its `count`), if not those above.
+    least: ClassVar[int] = 0
     # The required text counts only as it is written, capitals included.
     case_bound: ClassVar[bool] = False
     # The phrasing is the whole task: no topic, no second constraint.
@@ -95,54 +118,46 @@ class Constraint(Requirement):
     # Needs room: does not go with "write one sentence".
     roomy: ClassVar[bool] = False
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "kind" in cls.__dict__:
-            KINDS[cls.kind] = cls
-
     def __post_init__(self) -> None:
-        count = getattr(self, "count", 1)
-        require(count >= 1, f"{self.kind}: count must be at least 1, found {count}")
+        for name in (field.name for field in fields(self) if field.name in _HOLDS):
+            value, (rule, holds) = getattr(self, name), _HOLDS[name]
+            self._require(holds(value), f"{name} {rule}, found {value!r}")
+
+    def _require(self, fine: bool, message: str) -> None:
+        """ValueError with the message, unless all is fine."""
+        if not fine:
+            raise ValueError(f"{self.kind}: {message}")
 
     @classmethod
     def sample(cls, rng: random.Random, values: Values = VALUES) -> "Constraint":
         """A random instance fit for an answer of one to three sentences."""
-        return cls()
+        return cls(**{
+            field.name: rng.choice(getattr(values, of)) if isinstance(of, str) else rng.randint(*of)
+            for field, of in zip(fields(cls), cls.drawn, strict=True)
+        })  # fmt: skip
+
+    def __getitem__(self, name: str) -> object:
+        """A value as the templates write it."""
+        value = getattr(self, name)
+        return _Count(value) if isinstance(value, int) else value
 
     def phrasings(self) -> tuple[str, ...]:
         """The sentences that ask for it."""
-        return tuple(sentence.format_map(_Fields(self)) for sentence in self.asked)
+        return tuple(sentence.format_map(self) for sentence in self.asked)
 
     def label(self) -> str:
-        return self.named.format_map(_Fields(self))
+        return self.named.format_map(self)
 
     def required_text(self) -> str:
-        """Text that every passing answer contains ("" if none)."""
-        return ""
+        return self.required.format_map(self)
 
     def least_words(self) -> int:
-        """About how many words a sensible passing answer needs."""
-        return len(words(self.required_text()))
-
-    def describe(self, phrasing: int = 0) -> str:
-        options = self.phrasings()
-        return options[phrasing % len(options)]
+        return self.least * getattr(self, "count", 1) or len(words(self.required_text()))
 
     def to_json(self) -> dict[str, object]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values}
         return {"kind": self.kind, **plain}
-
-
-class _Fields(dict[str, object]):
-    """An instance's values for its templates."""
-
-    def __init__(self, rule: Constraint) -> None:
-        self.rule = rule
-
-    def __missing__(self, name: str) -> object:
-        value = getattr(self.rule, name)
-        return _Count(value) if isinstance(value, int) else value
 
 
 class _Count(int):
@@ -150,60 +165,3 @@ class _Count(int):
 
     def __format__(self, noun: str) -> str:
         return number(self, noun) if noun else str(int(self))
-
-
-def require(fine: bool, message: str) -> None:
-    """ValueError with the message, unless all is fine: for `__post_init__`."""
-    if not fine:
-        raise ValueError(message)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """What to say after an unknown name: the nearest known one, else all of them."""
-    return did_you_mean(name, known).strip() or f"Known: {', '.join(known)}."
-
-
-def kind_named(name: object) -> type[Constraint]:
-    """The class of a kind; ValueError with a suggestion where there is none."""
-    if not isinstance(name, str):
-        raise ValueError(f"a constraint's kind is a string, found {name!r}")
-    if name not in KINDS:
-        raise ValueError(f"unknown constraint kind {name!r}. {suggest(name, KINDS)}")
-    return KINDS[name]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-_FITS: dict[object, tuple[str, Callable[[object], bool]]] = {
-    str: ("a string", lambda value: isinstance(value, str)),
-    int: ("a whole number", _is_int),
-    int | None: ("a whole number or null", lambda value: value is None or _is_int(value)),
-    tuple[str, ...]: (
-        "a list of strings",
-        lambda value: (
-            isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-        ),
-    ),
-}
-
-
-def from_json(data: object) -> Constraint:
-    """The constraint that `to_json` wrote; ValueError says what is wrong with any other."""
-    if not isinstance(data, dict):
-        raise ValueError(f"a constraint is an object with a kind, found {type(data).__name__}")
-    cls = kind_named(data.get("kind"))
-    given = {str(name): value for name, value in data.items() if name != "kind"}
-    known = {field.name: field.type for field in fields(cls)}
-    for name in given:
-        if name not in known:
-            hint = suggest(name, known) if known else "It has no fields."
-            raise ValueError(f"{cls.kind}: unknown field {name!r}. {hint}")
-    for name, kind in known.items():
-        wanted, fits = _FITS[kind]
-        if name not in given:
-            raise ValueError(f"{cls.kind}: field {name!r} is missing ({wanted})")
-        if not fits(given[name]):
-            raise ValueError(f"{cls.kind}: {name} must be {wanted}, found {given[name]!r}")
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})

@@ -1,22 +1,19 @@
-"""Constraints on single characters: commas, capitals, one letter repeated."""
+"""Constraints on single characters: commas, digits, capitals, quotes, one letter repeated."""
 
-import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .base import Constraint, require
-from .text import WORD, capitalised, quote, toss, words
-from .values import VALUES, Values
+from .base import Constraint
+from .text import WORD, capitalised, quote, toss, where, with_sentence, words
 
 _COMMA = re.compile("[,\uff0c]")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
-@dataclass(frozen=True)
 class NoCommas(Constraint):
     """The answer has no comma, ASCII or full-width."""
 
-    kind = "no_commas"
     named = "Has no commas"
     asked = (
         "Do not use any commas.",
@@ -24,15 +21,11 @@ class NoCommas(Constraint):
         "Your answer must not contain a comma.",
     )
 
-    def _passes(self, text: str) -> bool:
-        return not _COMMA.search(text)
-
-    def _evidence(self, text: str) -> str:
+    def _look(self, text: str) -> tuple[bool, str]:
         found = _COMMA.search(text)
-        if not found:
-            return "Where it has a comma: nowhere."
-        before = words(text[max(0, found.start() - 60) : found.start()])
-        return f"Where it has a comma: {f'after {quote(before[-1])}' if before else 'in front'}."
+        before = words(text[max(0, found.start() - 60) : found.start()]) if found else []
+        place = f"after {quote(before[-1])}" if before else "in front" if found else "nowhere"
+        return not found, f"Where it has a comma: {place}."
 
     def _mends(self, text: str) -> Iterator[str]:
         yield _COMMA.sub("", text)
@@ -47,11 +40,61 @@ class NoCommas(Constraint):
             yield f"{text[:cut]},{text[cut:]}"
 
 
-@dataclass(frozen=True)
+def _with_number(text: str) -> str:
+    return with_sentence(text, f"There are {2 + toss(text, 8)} reasons for it.")
+
+
+class NoDigits(Constraint):
+    claims = frozenset({"digits"})
+    named = "Has no digits"
+    asked = (
+        "Do not use any digits.",
+        "Your answer must not contain digits.",
+        "Write without a single digit.",
+    )
+
+    def _look(self, text: str) -> tuple[bool, str]:
+        span = next(((n, n + 1) for n, letter in enumerate(text) if letter.isdigit()), None)
+        return span is None, f"Where it has a digit: {where(text, span)}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield _NUMBER.sub("some", text)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield _with_number(text)
+
+
+class HasNumber(Constraint):
+    claims = frozenset({"digits"})
+    named = "Has a number in digits"
+    asked = (
+        "Use at least one number, written in digits.",
+        "Your answer must contain a number in digits, such as 7.",
+        "Include a number such as 12, in digits.",
+    )
+
+    def _look(self, text: str) -> tuple[bool, str]:
+        found = _NUMBER.search(text)
+        return bool(found), f"Where it has a digit: {where(text, found and found.span())}."
+
+    def _mends(self, text: str) -> Iterator[str]:
+        yield _with_number(text)
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield _NUMBER.sub("some", text)
+
+
+def _letters_of(text: str, sort: str, are_such: Callable[[str], bool]) -> str:
+    """The first word with letters of a case, as evidence."""
+    found = next((quote(word) for word in words(text) if any(map(are_such, word))), "")
+    cased = any(c.islower() or c.isupper() for c in text)
+    nothing = "none" if cased else "none, nor any other letters"
+    return f"Words with {sort} letters: {found or nothing}."
+
+
 class AllLowercase(Constraint):
     """Every letter that has a case is small, and there is at least one."""
 
-    kind = "all_lowercase"
     claims = frozenset({"case"})
     named = "Is all lowercase"
     asked = (
@@ -60,11 +103,8 @@ class AllLowercase(Constraint):
         "Your whole answer must be in lowercase.",
     )
 
-    def _passes(self, text: str) -> bool:
-        return text.islower()
-
-    def _evidence(self, text: str) -> str:
-        return _odd_one(text, "capital", str.islower)
+    def _look(self, text: str) -> tuple[bool, str]:
+        return text.islower(), _letters_of(text, "capital", str.isupper)
 
     def _mends(self, text: str) -> Iterator[str]:
         yield text.lower()
@@ -76,11 +116,9 @@ class AllLowercase(Constraint):
             yield text.upper()
 
 
-@dataclass(frozen=True)
 class AllUppercase(Constraint):
     """Every letter that has a case is a capital, and there is at least one."""
 
-    kind = "all_uppercase"
     claims = frozenset({"case"})
     named = "Is all uppercase"
     asked = (
@@ -89,11 +127,8 @@ class AllUppercase(Constraint):
         "Your whole answer must be in uppercase.",
     )
 
-    def _passes(self, text: str) -> bool:
-        return text.isupper()
-
-    def _evidence(self, text: str) -> str:
-        return _odd_one(text, "small", str.isupper)
+    def _look(self, text: str) -> tuple[bool, str]:
+        return text.isupper(), _letters_of(text, "small", str.islower)
 
     def _mends(self, text: str) -> Iterator[str]:
         yield text.upper()
@@ -106,13 +141,36 @@ class AllUppercase(Constraint):
         yield text.lower()
 
 
-def _odd_one(text: str, sort: str, fits: Callable[[str], bool]) -> str:
-    """The first word with a letter of the wrong case."""
-    for match in WORD.finditer(text):
-        if any((c.islower() or c.isupper()) and not fits(c) for c in match.group()):
-            return f"Words with {sort} letters: {quote(match.group())}."
-    cased = any(c.islower() or c.isupper() for c in text)
-    return f"Words with {sort} letters: none{'' if cased else ', nor any other letters'}."
+# Straight, opening and closing double quotes.
+_QUOTES = '"\u201c\u201d'
+
+
+class Quoted(Constraint):
+    """One pair of double quotes, straight or curly, around the whole answer; none inside."""
+
+    claims = frozenset({"start", "end"})
+    named = "The whole answer is in double quotes"
+    asked = (
+        "Put your whole answer in double quotes.",
+        "Wrap your entire answer in double quote marks.",
+        "Your answer must begin and end with a double quote mark.",
+    )
+
+    def _look(self, text: str) -> tuple[bool, str]:
+        inside = text[1:-1]
+        others = sum(inside.count(mark) for mark in _QUOTES)
+        pair = text[0] + text[-1] in ('""', "\u201c\u201d") and bool(inside.strip())
+        more = f", with {others} double quotes between" if others else ""
+        empty = "" if WORD.search(text) else " and nothing else"
+        shown = f"Its first character is {text[0]} and its last is {text[-1]}{more}{empty}."
+        return pair and not others, shown
+
+    def _mends(self, text: str) -> Iterator[str]:
+        bare = re.sub(f"[{_QUOTES}]", "", text).strip()
+        yield f'"{bare}"'
+
+    def _spoils(self, text: str) -> Iterator[str]:
+        yield (text[1:-1], text[:-1], text[1:])[toss(text, 3)]
 
 
 @dataclass(frozen=True)
@@ -121,8 +179,9 @@ class CharSequence(Constraint):
 
     letter: str
     count: int
-    kind = "char_sequence"
     standalone = True
+    drawn = ("letters", (3, 20))
+    required = "{letter}"
     named = 'Exactly {count} of letter "{letter}"'
     asked = (
         'Generate {count} of letter "{letter}".',
@@ -130,38 +189,23 @@ class CharSequence(Constraint):
         'Answer only with the letter "{letter}" repeated {count:time}.',
     )
 
-    def __post_init__(self) -> None:
-        fine = len(self.letter) == 1 and self.letter.isalpha()
-        require(fine, f"{self.kind}: letter must be one letter, found {self.letter!r}")
-        super().__post_init__()
+    def _run_and_others(self, text: str) -> tuple[str, str]:
+        """The text's characters that are the letter, and those that are not; no white space."""
+        solid = "".join(text.split())
+        run = "".join(c for c in solid if c.lower() == self.letter.lower())
+        return run, "".join(c for c in solid if c.lower() != self.letter.lower())
 
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "CharSequence":
-        return cls(rng.choice(values.letters), rng.randint(3, 20))
-
-    def required_text(self) -> str:
-        return self.letter
-
-    def _is_letter(self, character: str) -> bool:
-        return character.lower() == self.letter.lower()
-
-    def _others(self, text: str) -> str:
-        return "".join(c for c in text if not self._is_letter(c) and not c.isspace())
-
-    def _passes(self, text: str) -> bool:
-        return not self._others(text) and sum(map(self._is_letter, text)) == self.count
-
-    def _evidence(self, text: str) -> str:
-        others, found = self._others(text), sum(map(self._is_letter, text))
+    def _look(self, text: str) -> tuple[bool, str]:
+        run, others = self._run_and_others(text)
         also = quote(others[:12]) if others else "none"
-        return f'It has {found} of "{self.letter}" and these other characters: {also}.'
+        shown = f'It has {len(run)} of "{self.letter}" and these other characters: {also}.'
+        return len(run) == self.count and not others, shown
 
     def _mends(self, text: str) -> Iterator[str]:
-        others = self._others(text)
-        kept = "".join(c for c in text if self._is_letter(c) or c.isspace()).split()
-        run = "".join(kept)
+        run, others = self._run_and_others(text)
         # Where most of the answer is something else, a fresh answer is no minimal edit.
         if len(run) > len(others):
+            kept = "".join(c for c in text if c not in others).split()
             gap = " " if len(kept) == len(run) > 1 else ""
             yield gap.join((run + run[-1] * self.count)[: self.count])
 

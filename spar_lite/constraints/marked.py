@@ -4,7 +4,6 @@ Each must be found at least so many times, as IFEval counts them (lm-evaluation-
 tasks/ifeval/instructions.py, with NLTK's words).
 """
 
-import random
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from typing import ClassVar
 
 from .base import Constraint
 from .text import WORD, Span, capitalised, enumerated, quote, words
-from .values import VALUES, Values
 
 
 @dataclass(frozen=True)
@@ -22,58 +20,40 @@ class Marked(Constraint):
 
     count: int
     noun: ClassVar[str]
+    mark: ClassVar[str]  # what a marked word looks like
     named = "Has at least {count:{noun}}"
-    most = 3
-    # Every second word at most is marked, so that marks do not touch.
-    apart = 2
+    drawn = ((1, 3),)
+    least = 2
 
     @abstractmethod
     def _found(self, text: str) -> list[Span]:
         """Where the marked pieces lie, from left to right."""
 
-    @abstractmethod
-    def _mark(self, word: str) -> str:
-        """The word as it must look."""
+    def _look(self, text: str) -> tuple[bool, str]:
+        found = [text[begin:end] for begin, end in self._found(text)]
+        shown = enumerated(found, "time", whole=True)
+        return len(found) >= self.count, f"Where it has a {self.noun}: {shown}."
 
     def _plain(self, text: str) -> list[Span]:
-        """Where words lie that can be marked."""
+        """Where words lie that can be marked; every second one, so that marks do not touch."""
         found = self._found(text)
-        return [
+        free = [
             match.span()
             for match in WORD.finditer(text)
             if not any(begin <= match.start() < end for begin, end in found)
         ]
-
-    @classmethod
-    def sample(cls, rng: random.Random, values: Values = VALUES) -> "Marked":
-        return cls(rng.randint(1, cls.most))
-
-    def least_words(self) -> int:
-        return 2 * self.count
-
-    def _passes(self, text: str) -> bool:
-        return len(self._found(text)) >= self.count
-
-    def _evidence(self, text: str) -> str:
-        found = [text[begin:end] for begin, end in self._found(text)]
-        return f"Where it has a {self.noun}: {enumerated(found, 'time', whole=True)}."
+        return free[::2]
 
     def _mends(self, text: str) -> Iterator[str]:
         missing = self.count - len(self._found(text))
         # The longest words carry the most.
-        plain = sorted(self._plain(text)[:: self.apart], key=lambda span: span[0] - span[1])
+        plain = sorted(self._plain(text), key=lambda span: span[0] - span[1])
         for begin, end in sorted(plain[:missing], reverse=True):
-            text = text[:begin] + self._mark(text[begin:end]) + text[end:]
+            text = text[:begin] + self._marked(text[begin:end]) + text[end:]
         yield text
 
-    def _spoils(self, text: str) -> Iterator[str]:
-        for begin, end in reversed(self._found(text)[self.count - 1 :]):
-            text = text[:begin] + self._bare(text[begin:end]) + text[end:]
-        yield text
-
-    def _bare(self, marked: str) -> str:
-        """The word without its marks."""
-        return " ".join(words(marked))
+    def _marked(self, word: str) -> str:
+        return self.mark.format(word)
 
 
 _SINGLE = re.compile(r"\*[^\n*]*\*")
@@ -81,12 +61,11 @@ _DOUBLE = re.compile(r"\*\*[^\n*]*\*\*")
 _BULLET_OR_STAR = re.compile(r"^([^\S\n]*\*(?=[^\S\n]))|\*", re.MULTILINE)
 
 
-@dataclass(frozen=True)
 class Highlights(Marked):
     """Words or phrases between asterisks, single or double ones."""
 
-    kind = "highlights"
     noun = "highlighted phrase"
+    mark = "*{}*"
     asked = (
         "Highlight at least {count:phrase} with asterisks, like *this*.",
         "Put at least {count:phrase} between asterisks, as in *this*.",
@@ -96,9 +75,6 @@ class Highlights(Marked):
     def _found(self, text: str) -> list[Span]:
         found = [*_SINGLE.finditer(text), *_DOUBLE.finditer(text)]
         return sorted(match.span() for match in found if match.group().strip("*").strip())
-
-    def _mark(self, word: str) -> str:
-        return f"*{word}*"
 
     def _spoils(self, text: str) -> Iterator[str]:
         for begin, _ in self._found(text)[self.count - 1 :][:1]:
@@ -110,13 +86,12 @@ class Highlights(Marked):
 _BRACKET = re.compile(r"\[[^\n\]]*+\]?")
 
 
-@dataclass(frozen=True)
 class Placeholders(Marked):
     """Placeholders in square brackets, for the reader to fill in."""
 
-    kind = "placeholders"
     noun = "placeholder"
-    most = 2
+    mark = "[{}]"
+    drawn = ((1, 2),)
     asked = (
         "Use at least {count:placeholder} in square brackets, such as [name].",
         "Your answer must hold at least {count:placeholder} like [address].",
@@ -126,8 +101,10 @@ class Placeholders(Marked):
     def _found(self, text: str) -> list[Span]:
         return [m.span() for m in _BRACKET.finditer(text) if m.group().endswith("]")]
 
-    def _mark(self, word: str) -> str:
-        return f"[{word}]"
+    def _spoils(self, text: str) -> Iterator[str]:
+        for begin, end in reversed(self._found(text)[self.count - 1 :]):
+            text = text[:begin] + " ".join(words(text[begin:end])) + text[end:]
+        yield text
 
 
 # What parts words for NLTK: these characters, and commas and colons unless a digit follows.
@@ -153,13 +130,10 @@ def _tokens(text: str) -> Iterator[Span]:
         yield begin, match.end()
 
 
-@dataclass(frozen=True)
 class CapitalWords(Marked):
     """Words all in capitals; a single letter is one too."""
 
-    kind = "capital_words"
     noun = "word in capitals"
-    apart = 1
     named = "Has at least {count:word} in capitals"
     asked = (
         "Write at least {count:word} in capital letters.",
@@ -174,7 +148,7 @@ class CapitalWords(Marked):
         found = [(begin, end, text[begin:end]) for begin, end in _tokens(text)]
         return [(a, b) for a, b, word in found if not word.isupper() and word.upper().isupper()]
 
-    def _mark(self, word: str) -> str:
+    def _marked(self, word: str) -> str:
         return word.upper()
 
     def _spoils(self, text: str) -> Iterator[str]:
@@ -192,12 +166,9 @@ def _titles(text: str) -> list[str]:
     return [title for title in found if title.lstrip("<").rstrip(">").strip()]
 
 
-@dataclass(frozen=True)
 class Title(Constraint):
-    """A title in double angular brackets somewhere."""
-
-    kind = "title"
     claims = frozenset({"start"})
+    least = 3
     named = "Has a title in double angular brackets"
     asked = (
         "Give your answer a title in double angular brackets, such as <<My Day>>.",
@@ -205,15 +176,9 @@ class Title(Constraint):
         "Begin with a title in double angular brackets, like <<This>>.",
     )
 
-    def least_words(self) -> int:
-        return 3
-
-    def _passes(self, text: str) -> bool:
-        return bool(_titles(text))
-
-    def _evidence(self, text: str) -> str:
+    def _look(self, text: str) -> tuple[bool, str]:
         found = _titles(text)
-        return f"Its title: {quote(found[0]) if found else 'none'}."
+        return bool(found), f"Its title: {quote(found[0]) if found else 'none'}."
 
     def _mends(self, text: str) -> Iterator[str]:
         name = " ".join(capitalised(word) for word in words(text)[:3])

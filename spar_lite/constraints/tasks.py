@@ -7,10 +7,12 @@ no two splits share. Asking for more tasks with the same seed only adds to the e
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from .base import Constraint, kind_named, suggest
-from .several import conflict
+from spar_lite.records import Prompt
+
+from .base import Constraint
+from .edges import StoryBookends
+from .kinds import conflict, kind_named, suggest
 from .text import words
 from .values import VALUES, Values
 
@@ -74,18 +76,11 @@ TOPICS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Task:
-    """One request with what a good answer must meet."""
-
-    id: str
-    text: str
-    constraints: tuple[Constraint, ...]
-    topic: str = ""  # "" where the constraint is the whole task
-
-
 def topics_of(split: str) -> tuple[str, ...]:
-    return tuple(t for index, t in enumerate(TOPICS) if index % 4 in _quarters(split))
+    """The topics of one split; ValueError for an unknown one."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}. {suggest(split, SPLITS)}")
+    return tuple(topic for index, topic in enumerate(TOPICS) if index % 4 in SPLITS[split])
 
 
 def compose(
@@ -96,13 +91,12 @@ def compose(
     per_prompt: tuple[int, int] = (1, 2),
     split: str = "train",
     start: int = 0,
-    values: Values = VALUES,
-) -> list[Task]:
-    """Tasks number `start` to `start + count - 1` of a split.
+) -> list[Prompt]:
+    """Prompts number `start` to `start + count - 1` of a split; ValueError if there are too few.
 
-    `values` takes `VALUES.part("heldout")` where phrases and words must be unseen too.
+    Of "heldout" the phrases and words are its own, too.
     """
-    _quarters(split)
+    topics, values = topics_of(split), VALUES.part(heldout=split == "heldout")
     classes = [kind_named(kind) for kind in kinds]
     low, high = per_prompt
     if not classes or not 1 <= low <= high or count < 0 or start < 0:
@@ -111,12 +105,25 @@ def compose(
             f"and start >= 0; found {list(kinds)}, {per_prompt}, {count} and {start}"
         )
     # From number 0 on, so that two calls with different starts share no text.
-    seen: set[str] = set()
-    tasks = [
-        _task(seed, split, index, classes, per_prompt, values, seen)
-        for index in range(start + count)
-    ]
-    return tasks[start:]
+    found: dict[str, Prompt] = {}
+    for index in range(start + count):
+        for attempt in range(_ATTEMPTS):
+            rng = random.Random(_digest(seed, split, index, attempt))
+            topic = rng.choice(topics)
+            rules = _draw(rng, rng.randint(low, high), classes, topic, split, values)
+            text = _text(rng, topic, rules)
+            if len(rules) >= low and text not in found:
+                break
+        else:
+            raise ValueError(
+                f"wanted task {index + 1} of split {split!r} with {low} to {high} of the kinds "
+                f"{', '.join(kinds)}, found no new one in {_ATTEMPTS} tries: allow more kinds, "
+                "fewer constraints a prompt, or ask for fewer tasks"
+            )
+        asked = tuple(rule.to_json() for rule in rules)
+        topic = "" if any(rule.standalone for rule in rules) else topic
+        found[text] = Prompt(f"{split}-{index:04d}", text, asked, complete=True, topic=topic)
+    return list(found.values())[start:]
 
 
 def enrich(
@@ -130,46 +137,13 @@ def enrich(
     classes = [cls for cls in map(kind_named, kinds) if not cls.standalone]
     if not classes:
         raise ValueError("enrich wants a constraint kind that goes with a request")
-    wanted = rng.randint(*per_prompt)
-    found = _draw(rng, wanted, classes, text, "train", VALUES)
+    found = _draw(rng, rng.randint(*per_prompt), classes, text, "train", VALUES)
     return " ".join([text, *(rng.choice(rule.phrasings()) for rule in found)]), found
-
-
-def _quarters(split: str) -> tuple[int, ...]:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}. {suggest(split, SPLITS)}")
-    return SPLITS[split]
 
 
 def _digest(*coordinates: object) -> int:
     name = "/".join(map(str, coordinates)).encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-
-
-def _task(
-    seed: int,
-    split: str,
-    index: int,
-    classes: Sequence[type[Constraint]],
-    per_prompt: tuple[int, int],
-    values: Values,
-    seen: set[str],
-) -> Task:
-    for attempt in range(_ATTEMPTS):
-        rng = random.Random(_digest(seed, split, index, attempt))
-        topic = rng.choice(topics_of(split))
-        constraints = _draw(rng, rng.randint(*per_prompt), classes, topic, split, values)
-        text = _text(rng, topic, constraints)
-        if len(constraints) >= per_prompt[0] and text not in seen:
-            seen.add(text)
-            whole = any(constraint.standalone for constraint in constraints)
-            return Task(f"{split}-{index:04d}", text, constraints, "" if whole else topic)
-    names = ", ".join(cls.kind for cls in classes)
-    raise ValueError(
-        f"wanted task {index + 1} of split {split!r} with {per_prompt[0]} to {per_prompt[1]} "
-        f"of the kinds {names}, found no new one in {_ATTEMPTS} tries: allow more kinds, "
-        "fewer constraints a prompt, or ask for fewer tasks"
-    )
 
 
 def _draw(
@@ -181,35 +155,27 @@ def _draw(
     values: Values,
 ) -> tuple[Constraint, ...]:
     """Up to `wanted` constraints without conflict; fewer where none of 30 draws fits."""
+    # A word that the topic gives away asks for nothing, or for the impossible.
+    given = {word.lower() for word in words(topic)}
     chosen: list[Constraint] = []
     for _ in range(30):
         if len(chosen) == wanted:
             break
-        candidate = rng.choice(classes).sample(rng, values)
-        if candidate.standalone:
-            fits = wanted == 1 and _owned(candidate, split)
-        else:
-            # A word that the topic gives away asks for nothing, or for the impossible.
-            given = {word.lower() for word in words(topic)}
-            fits = getattr(candidate, "word", None) not in given
-        if fits and not any(conflict(candidate, other) for other in chosen):
-            chosen.append(candidate)
+        rule = rng.choice(classes).sample(rng, values)
+        fits = getattr(rule, "word", None) not in given
+        if rule.standalone:
+            # A task without a topic is held apart by its constraint's own fields.
+            fits = wanted == 1 and _digest(*rule.to_json().values()) % 4 in SPLITS[split]
+        if fits and not any(conflict(rule, other) for other in chosen):
+            chosen.append(rule)
     return tuple(chosen)
 
 
-def _owned(constraint: Constraint, split: str) -> bool:
-    """A task without a topic is held apart by its constraint's own fields."""
-    return _digest(*constraint.to_json().values()) % 4 in SPLITS[split]
-
-
-def _text(rng: random.Random, topic: str, constraints: Sequence[Constraint]) -> str:
-    asked = [rng.choice(constraint.phrasings()) for constraint in constraints]
-    if any(constraint.standalone for constraint in constraints):
+def _text(rng: random.Random, topic: str, rules: Sequence[Constraint]) -> str:
+    asked = [rng.choice(rule.phrasings()) for rule in rules]
+    if any(rule.standalone for rule in rules):
         return " ".join(asked)
-    if any(constraint.kind == "story_bookends" for constraint in constraints):
-        forms: tuple[str, ...] = STORY_FORMS
-    elif any(constraint.roomy for constraint in constraints):
-        forms = OPEN_FORMS
-    else:
-        forms = FORMS
+    forms: Sequence[str] = OPEN_FORMS if any(rule.roomy for rule in rules) else FORMS
+    if any(isinstance(rule, StoryBookends) for rule in rules):
+        forms = STORY_FORMS
     return " ".join([rng.choice(forms).format(topic=topic), *asked])

@@ -6,6 +6,7 @@ them take time linear in the text.
 
 import re
 import zlib
+from collections.abc import Sequence
 
 # What begins a list item, in any of the usual ways.
 LIST_MARK = re.compile(r"^[^\S\n]*(?:[*\u2022\u2013-]|\d{1,3}[.)])[^\S\n]*(?=\S)", re.MULTILINE)
@@ -18,7 +19,6 @@ _STOP = re.compile(
 _NEXT_WORD = re.compile(r"[^\S\n]+(?:[^\w\n]|_){0,8}+([^\W_]+)")
 _OPENING = "\"'\u201c\u2018([*_"
 _LINE = re.compile(r"[^\n]+")
-_PARAGRAPH_GAP = re.compile(r"\n[^\S\n]*+\n\s*+")
 # A single letter, or several with a stop after each: J., p.m., U.S.
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 # Most of them are punkt's. Those with a capital are words when they are written small.
@@ -93,11 +93,15 @@ def sentence_spans(text: str) -> list[Span]:
     spans: list[Span] = []
     for line in _LINE.finditer(text):
         begin = line.start()
-        for stop in _STOP.finditer(text, line.start(), line.end()):
-            if _ends(text, begin, stop):
-                _add_span(spans, text, begin, stop.end())
-                begin = stop.end()
-        _add_span(spans, text, begin, line.end())
+        for stop in (*_STOP.finditer(text, *line.span()), None):
+            if stop and not _ends(text, begin, stop):
+                continue
+            end = stop.end() if stop else line.end()
+            bare = text[begin:end].strip()
+            if WORD.search(bare):
+                start = text.index(bare, begin)
+                spans.append((start, start + len(bare)))
+            begin = end
     return spans
 
 
@@ -137,37 +141,21 @@ def _ends_after(before: list[str], word: str, follower: str, starts: bool) -> bo
     return starts if short else True
 
 
-def _add_span(spans: list[Span], text: str, begin: int, end: int) -> None:
-    piece = text[begin:end]
-    if WORD.search(piece):
-        left = begin + len(piece) - len(piece.lstrip())
-        spans.append((left, end - (len(piece) - len(piece.rstrip()))))
-
-
 def sentences(text: str) -> list[str]:
     return [text[begin:end] for begin, end in sentence_spans(text)]
 
 
-def paragraphs(text: str) -> list[str]:
-    """Blocks separated by at least one blank line."""
-    return [block.strip() for block in _PARAGRAPH_GAP.split(text.strip()) if block.strip()]
-
-
 def head(text: str, count: int) -> str:
     """The text's own characters up to the end of its `count`-th word."""
-    end = 0
-    for seen, match in enumerate(WORD.finditer(text[:600]), start=1):
-        end = match.end()
-        if seen == count:
-            break
-    return text[: end or 12]
+    ends = [match.end() for match in WORD.finditer(text[:600])][:count]
+    return text[: ends[-1] if ends else 12]
 
 
 def tail(text: str, count: int) -> str:
     """The text's own characters from its `count`-th last word on."""
     piece = text[-600:]
-    starts = [match.start() for match in WORD.finditer(piece)]
-    return piece[starts[-min(count, len(starts))] :] if starts else piece[-12:]
+    starts = [match.start() for match in WORD.finditer(piece)][-count:]
+    return piece[starts[0] :] if starts else piece[-12:]
 
 
 def around(text: str, span: Span) -> str:
@@ -188,12 +176,7 @@ def where(text: str, span: Span | None) -> str:
 
 def quote(snippet: str, chars: int = 60) -> str:
     """The snippet on one line in double quotes, with single quotes inside it."""
-    flat = (
-        squeeze(snippet[: chars * 8])
-        .replace('"', "'")
-        .replace("\u201c", "'")
-        .replace("\u201d", "'")
-    )
+    flat = re.sub('["\u201c\u201d]', "'", squeeze(snippet[: chars * 8]))
     return f'"{flat[:chars].rstrip()}..."' if len(flat) > chars else f'"{flat}"'
 
 
@@ -210,12 +193,6 @@ def enumerated(pieces: list[str], noun: str, whole: bool = False) -> str:
     shown = [f"{index} {quote(piece, 24)}" for index, piece in enumerate(heads, 1)]
     dots = ["..."] if len(pieces) > 6 else []
     return ", ".join([*shown, *dots, number(len(pieces), noun)])
-
-
-def listed(names: list[str] | tuple[str, ...]) -> str:
-    """ "a" and "b", without commas between two and with them from three on."""
-    quoted = [f'"{name}"' for name in names]
-    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
 
 
 def capitalised(text: str) -> str:
@@ -246,3 +223,8 @@ def spliced(text: str, clause: str) -> str:
 def toss(text: str, sides: int) -> int:
     """A number below `sides` that depends on the text only: variety without a generator."""
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) % sides
+
+
+def pick(options: Sequence[str], text: str) -> str:
+    """One of the options, by the text only."""
+    return options[toss(text, len(options))]

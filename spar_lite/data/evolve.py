@@ -161,8 +161,20 @@ async def evolve(engine: Engine | None, prompt: Prompt, settings: Evolve, seed: 
     if prompt.constraints:
         return Evolution(prompt.id, None, (), "", False, (), Cost())
     if settings.way == "constraints" or engine is None:
-        return _by_program(prompt, settings, seed)
-    kind, *others = draw_kinds(seed, prompt.id, settings.others)
+        kinds = settings.kinds or tuple(constraints.KINDS)
+        try:
+            made, added = constraints.enrich(
+                seed, prompt.id, prompt.text, kinds, settings.per_prompt
+            )
+        except ValueError as error:
+            raise RecipeError(f"evolve.kinds: {error}") from None
+        known = tuple(rule.to_json() for rule in added)
+        return Evolution(prompt.id, made if added else None, known, "", False, (), Cost())
+    rng = random.Random(stable_seed(seed, "evolve", prompt.id))
+    kind = rng.choice(list(TAXONOMY))
+    # Length may be the main one only: the paper's prompt prefers other kinds beside it.
+    rest = [other for other in TAXONOMY if other not in (kind, "length")]
+    others = rng.sample(rest, rng.randint(*settings.others))
     decoding = Decoding(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
     replies: list[str] = []
     cost = Cost()
@@ -178,24 +190,3 @@ async def evolve(engine: Engine | None, prompt: Prompt, settings: Evolve, seed: 
             break
     said_none = readable and text is None
     return Evolution(prompt.id, text, (), kind, said_none, tuple(replies), cost, tuple(others))
-
-
-def draw_kinds(seed: int, id: str, others: tuple[int, int]) -> list[str]:
-    """The kinds of the main constraint and of the others, drawn by seed and prompt id.
-
-    Length may be the main one only: the paper's prompt prefers other kinds beside it.
-    """
-    rng = random.Random(stable_seed(seed, "evolve", id))
-    main = rng.choice(list(TAXONOMY))
-    rest = [kind for kind in TAXONOMY if kind not in (main, "length")]
-    return [main, *rng.sample(rest, rng.randint(*others))]
-
-
-def _by_program(prompt: Prompt, settings: Evolve, seed: int) -> Evolution:
-    kinds = settings.kinds or tuple(constraints.KINDS)
-    try:
-        text, added = constraints.enrich(seed, prompt.id, prompt.text, kinds, settings.per_prompt)
-    except ValueError as error:
-        raise RecipeError(f"evolve.kinds: {error}") from None
-    known = tuple(rule.to_json() for rule in added)
-    return Evolution(prompt.id, text if added else None, known, "", False, (), Cost())

@@ -28,27 +28,16 @@ def builtin_prompts(
         RecipeError: an unknown constraint kind, or more prompts asked for than can be made.
     """
     try:
-        tasks = constraints.compose(
+        return constraints.compose(
             0 if split == "heldout" else seed,
             count,
             kinds=settings.kinds,
             per_prompt=settings.per_prompt,
             split=split,
             start=start,
-            values=constraints.VALUES.part("heldout" if split == "heldout" else "train"),
         )
     except ValueError as error:
         raise RecipeError(f"prompts: {error}") from None
-    return [
-        Prompt(
-            task.id,
-            task.text,
-            tuple(c.to_json() for c in task.constraints),
-            complete=True,
-            topic=task.topic,
-        )
-        for task in tasks
-    ]
 
 
 def requirements(prompt: Prompt) -> list[constraints.Requirement]:

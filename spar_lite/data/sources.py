@@ -8,7 +8,7 @@ only its text and id columns are looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,28 @@ def read_source(settings: Prompts) -> list[Prompt]:
         RecipeError: naming the source, the line or row, and what was wanted.
     """
     source = settings.source
+    path = Path(source)
     if source.startswith(HUB):
-        rows = _hub(source.removeprefix(HUB), settings.split)
+        # OWNER/NAME or OWNER/NAME@CONFIG; a local folder works as well.
+        where, _, config = source.removeprefix(HUB).partition("@")
+        failure = f"{source} (split {settings.split}) cannot be loaded: "
+        advice = " Download it elsewhere and give the file instead."
+        rows = _load(failure, advice, where, config or None, split=settings.split)
+        prompts = _mapped(rows, settings)
+    elif path.suffix == ".jsonl" and settings.column == "text" and not settings.id_column:
+        lines = json_lines(path, "prompts.source")
+        prompts = (_own(number, line, where) for number, line, where in lines)
+    elif path.suffix not in (".jsonl", *KINDS):
+        raise RecipeError(
+            f'prompts.source: wanted "builtin", "hub:OWNER/NAME" or a file that ends with '
+            f".jsonl, {', '.join(KINDS)}; found {source}."
+        )
+    elif not path.is_file():
+        raise RecipeError(f"prompts.source: {path}: no such file.")
     else:
-        path = Path(source)
-        own = settings.column == "text" and not settings.id_column
-        if path.suffix == ".jsonl" and own:
-            return _unique(_own_rows(path), source)
-        if path.suffix not in (".jsonl", *KINDS):
-            raise RecipeError(
-                f'prompts.source: wanted "builtin", "hub:OWNER/NAME" or a file that ends with '
-                f".jsonl, {', '.join(KINDS)}; found {source}."
-            )
-        rows = _file(path)
-    return _unique(_mapped(rows, settings), source)
-
-
-def _unique(prompts: Iterable[Prompt], source: str) -> list[Prompt]:
+        kind, failure = KINDS.get(path.suffix, "json"), f"{path} cannot be read: "
+        rows = _load(failure, "", kind, data_files=str(path), split="train")
+        prompts = _mapped(rows, settings)
     found: dict[str, Prompt] = {}
     for prompt in prompts:
         if prompt.id in found:
@@ -54,41 +59,30 @@ def _unique(prompts: Iterable[Prompt], source: str) -> list[Prompt]:
     return list(found.values())
 
 
-# --- Other people's columns -----------------------------------------------------------------------
+def json_lines(path: Path, key: str) -> Iterator[tuple[int, str, str]]:
+    """The lines of a file that are not blank: number, text, and for errors where it is.
+
+    Raises:
+        RecipeError: the file that the recipe's ``key`` names cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{key}: {path} cannot be read ({error}).") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line, f"{key}: {path} line {number}"
 
 
-def _file(path: Path) -> Iterable[dict[str, Any]]:
+def _load(failure: str, advice: str, *names: str | None, **more: str) -> Iterable[dict[str, Any]]:
     import datasets
 
-    if not path.is_file():
-        raise RecipeError(f"prompts.source: {path}: no such file.")
-    kind = KINDS.get(path.suffix, "json")
     try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(
-            kind, data_files=str(path), split="train"
-        )
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(*names, **more)
     except Exception as error:  # noqa: BLE001 - every reader has errors of its own
-        raise RecipeError(f"prompts.source: {path} cannot be read: {_short(error)}") from None
+        short = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RecipeError(f"prompts.source: {failure}{short}{advice}") from None
     return rows
-
-
-def _hub(name: str, split: str) -> Iterable[dict[str, Any]]:
-    """A Hub data set, OWNER/NAME or OWNER/NAME@CONFIG; a local folder works as well."""
-    import datasets
-
-    where, _, config = name.partition("@")
-    try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(where, config or None, split=split)
-    except Exception as error:  # noqa: BLE001 - offline, missing, gated: the hint is the same
-        raise RecipeError(
-            f"prompts.source: {HUB}{name} (split {split}) cannot be loaded: {_short(error)} "
-            "Download it elsewhere and give the file instead."
-        ) from None
-    return rows
-
-
-def _short(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _mapped(rows: Iterable[dict[str, Any]], settings: Prompts) -> Iterator[Prompt]:
@@ -123,21 +117,8 @@ def _text(value: Any) -> str | None:
     return None
 
 
-# --- Our own JSONL --------------------------------------------------------------------------------
-
-
-def _own_rows(path: Path) -> Iterator[Prompt]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"prompts.source: {path} cannot be read ({error}).") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _own(path, number, line)
-
-
-def _own(path: Path, number: int, line: str) -> Prompt:
-    where = f"prompts.source: {path} line {number}"
+def _own(number: int, line: str, where: str) -> Prompt:
+    """A prompt of our own JSONL."""
     try:
         row: Any = json.loads(line)
     except ValueError as error:
@@ -164,9 +145,6 @@ def _own(path: Path, number: int, line: str) -> Prompt:
     return Prompt(id, row["text"], tuple(c.to_json() for c in known), complete)
 
 
-# --- The warm-up's rows ---------------------------------------------------------------------------
-
-
 def released_rows(path: Path) -> list[TrainingExample]:
     """Read a JSONL or JSON file of rows with "messages", as in the released SPaR data.
 
@@ -190,31 +168,22 @@ def released_rows(path: Path) -> list[TrainingExample]:
 
 
 def _released_row(path: Path, number: int, row: Any) -> TrainingExample:
-    turns = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(turns, list) or not _is_chat(turns):
+    turns: Any = row.get("messages") if isinstance(row, dict) else None
+    chat = isinstance(turns, list) and all(
+        isinstance(turn, dict)
+        and turn.get("role") in ("system", "user", "assistant")
+        and isinstance(turn.get("content"), str)
+        for turn in turns
+    )
+    if not chat or len(turns) < 2 or turns[-1]["role"] != "assistant":
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise RecipeError(
             f"bootstrap.source: {path} row {number}: wanted "
             '{"messages": [{"role": "user", "content": "…"}, …, {"role": "assistant", …}]}, '
             f"found {found}."
         )
-    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
-    kind = _kind(messages)
-    return TrainingExample(f"row-{number:06d}", kind, messages[:-1], messages[-1].content)
-
-
-def _is_chat(turns: list[Any]) -> bool:
-    """Whether these are chat turns that end with the assistant's."""
-    fine = all(
-        isinstance(t, dict)
-        and t.get("role") in ("system", "user", "assistant")
-        and isinstance(t.get("content"), str)
-        for t in turns
-    )
-    return fine and len(turns) >= 2 and turns[-1]["role"] == "assistant"
-
-
-def _kind(messages: Sequence[Message]) -> str:
-    if len([m for m in messages if m.role == "assistant"]) > 1:
-        return "refinement"
-    return "answer" if parse_verdict(messages[-1].content) is None else "judgement"
+    *prompt, reply = [Message(turn["role"], turn["content"]) for turn in turns]
+    kind = "answer" if parse_verdict(reply.content) is None else "judgement"
+    if any(message.role == "assistant" for message in prompt):
+        kind = "refinement"
+    return TrainingExample(f"row-{number:06d}", kind, tuple(prompt), reply.content)

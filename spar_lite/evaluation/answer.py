@@ -10,7 +10,7 @@ from typing import TypeVar
 from spar_lite import constraints
 from spar_lite.constraints import Answer
 from spar_lite.data.prompts import requirements
-from spar_lite.evaluation.stats import Interval, bootstrap_mean, wilson
+from spar_lite.evaluation.stats import Interval, bootstrap_mean, share
 from spar_lite.records import Prompt
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ EMPTY = frozenset({"no words of its own", "speaks of the task"})
 
 ANSWER_POINTS: dict[str, Point[CheckedAnswer]] = {
     "answers_that_count": lambda r: r.counts,
-    "constraints_met": lambda r: share(r.checks),
+    "constraints_met": lambda r: sum(r.checks) / len(r.checks) if r.checks else 1.0,
     "on_topic": lambda r: "off topic" not in r.faults,
     "says_it_twice": lambda r: "says it twice" in r.faults,
     "empty": lambda r: bool(EMPTY & set(r.faults)),
@@ -73,27 +73,13 @@ def scores(results: Sequence[T], points: Mapping[str, Point[T]], seed: int) -> d
     found = {}
     for name, point in points.items():
         values = [value for r in results if (value := point(r)) is not None]
-        yes_or_no = bool(values) and all(isinstance(value, bool) for value in values)
-        hits = sum(map(bool, values))
-        found[name] = wilson(hits, len(values)) if yes_or_no else bootstrap_mean(values, seed)
+        hits = [value for value in values if isinstance(value, bool)]
+        yes_or_no = hits and len(hits) == len(values)
+        found[name] = share(hits) if yes_or_no else bootstrap_mean(values, seed)
     return found
 
 
-def paired_points(
-    before: Sequence[T], after: Sequence[T], point: Point[T]
-) -> tuple[list[float], list[float]]:
-    """A score's values on both sides, for the ids of which both say something finite."""
-    pairs = {r.id: [point(r)] for r in before}  # type: ignore[attr-defined]
-    for r in after:
-        pairs.get(r.id, []).append(point(r))  # type: ignore[attr-defined]
-    known = [
-        (float(a), float(b))
-        for a, b in (pair for pair in pairs.values() if len(pair) == 2)
-        if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
-    ]
-    return [a for a, _ in known], [b for _, b in known]
-
-
-def share(checks: Sequence[bool]) -> float:
-    """Share of constraints met; 1 where there are none."""
-    return sum(checks) / len(checks) if checks else 1.0
+def by_id(results: Sequence[T], point: Point[T]) -> dict[str, float]:
+    """The results' values by prompt id, where they say something finite."""
+    values = {r.id: point(r) for r in results}  # type: ignore[attr-defined]
+    return {id: float(v) for id, v in values.items() if v is not None and math.isfinite(v)}

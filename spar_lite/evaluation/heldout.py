@@ -1,7 +1,7 @@
 """The before/after score: held-out prompts, answered greedily, checked by a program.
 
-Also how well the refiner judges and mends those answers, against the program's truth. Every score
-comes with n and a 95 % interval.
+Also how well the refiner judges and mends those answers, against the program's truth; and, in
+words, what got worse between two checkpoints, so that no table is read for its best row.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from spar_lite import constraints
 from spar_lite.data.prompts import requirements
 from spar_lite.engines.base import Engine, strip_thinking
-from spar_lite.evaluation.answer import ANSWER_POINTS, CheckedAnswer, Point, check_answer, scores
-from spar_lite.evaluation.stats import Interval, bootstrap_mean
+from spar_lite.evaluation.answer import ANSWER_POINTS, CheckedAnswer, Point, by_id, check_answer
+from spar_lite.evaluation.stats import Change, paired_change
 from spar_lite.judge import read_vote
 from spar_lite.recipe import Decoding, Evaluate
 from spar_lite.records import Cost, Prompt, Response, Vote
-from spar_lite.sample import complete, sample_answer
+from spar_lite.sample import complete
 from spar_lite.templates import judge_messages, judge_reply, parse_refinement, refine_messages
 
 
@@ -45,13 +45,6 @@ class HeldoutResult(CheckedAnswer):
         said = self.vote.verdict if self.vote else None
         return None if said is None else said == self.sound
 
-    @property
-    def mended(self) -> bool | None:
-        """Whether the refinement of a failed answer meets every constraint and is an answer."""
-        if not self.asked_to_refine:
-            return None
-        return bool(self.refined_checks) and all(self.refined_checks)
-
 
 HELDOUT_POINTS: dict[str, Point[HeldoutResult]] = {
     **ANSWER_POINTS,
@@ -60,15 +53,20 @@ HELDOUT_POINTS: dict[str, Point[HeldoutResult]] = {
     "judge_agreement": lambda r: r.agreed,
     "always_no_agreement": lambda r: None if r.agreed is None else not r.sound,
     "readable_refinements": lambda r: r.refined is not None if r.asked_to_refine else None,
-    "truly_mended": lambda r: r.mended,
+    "truly_mended": lambda r: (
+        bool(r.refined_checks) and all(r.refined_checks) if r.asked_to_refine else None
+    ),
 }
-"""On top of an answer's own: how far it is from the base, and the refiner's votes and mending."""
+"""On top of an answer's own: how far it is from the base, and the refiner's votes and mending.
+
+readable_votes, readable_refinements: share of replies that can be read; judge_agreement: readable
+votes equal to the program's verdict; truly_mended: refinements of failed answers that meet every
+constraint and are answers."""
 
 
-async def answer_heldout(engine: Engine, prompt: Prompt, settings: Evaluate) -> Response:
-    """The actor's greedy answer to one held-out prompt."""
-    greedy = Decoding(temperature=0.0, max_new_tokens=settings.max_new_tokens)
-    return await sample_answer(engine, prompt, prompt.id, greedy)
+def counts(results: Sequence[HeldoutResult]) -> dict[str, float]:
+    """1 for an answer that counts, else 0, by prompt id."""
+    return {r.id: float(r.counts) for r in results}
 
 
 async def review_heldout(
@@ -116,19 +114,75 @@ async def review_heldout(
     )
 
 
-def summarise(results: Sequence[HeldoutResult], seed: int = 0) -> dict[str, Interval]:
-    """The scores of one checkpoint, by the names of ``HELDOUT_POINTS`` and in its order.
+# --- What got worse -------------------------------------------------------------------------------
 
-    readable_votes, readable_refinements: share of replies that can be read; judge_agreement:
-    readable votes equal to the program's verdict; truly_mended: refinements of failed answers that
-    meet every constraint and are answers.
+
+@dataclass(frozen=True)
+class Watch:
+    """A score to watch: what is said of it, and how much of a change is one.
+
+    ``rises``: it gets worse by rising. ``least``: a smaller share of what it was goes unsaid.
+    ``digits`` None: a share, shown in percent.
     """
-    return scores(results, HELDOUT_POINTS, seed)
+
+    said: str
+    words: str
+    rises: bool = False
+    least: float = 0.0
+    digits: int | None = None
 
 
-def paired_difference(
+ANSWERS, REFINER = "the answers got worse", "the refiner got worse"
+
+WATCHED = {
+    "answers_that_count": Watch(ANSWERS, "answers that count"),
+    "on_topic": Watch(ANSWERS, "on topic"),
+    "says_it_twice": Watch(ANSWERS, "said twice", rises=True),
+    "empty": Watch(ANSWERS, "empty", rises=True),
+    "cut_off": Watch(ANSWERS, "cut off", rises=True),
+    "answer_words": Watch(ANSWERS, "words per answer", least=1 / 3, digits=1),
+    "base_logp": Watch("the answers moved away from the base", "log p per token", digits=2),
+    "judge_agreement": Watch(REFINER, "votes that agree with the program"),
+    "truly_mended": Watch(REFINER, "failed answers truly mended"),
+}
+
+
+def alarms(
     before: Sequence[HeldoutResult], after: Sequence[HeldoutResult], seed: int = 0
-) -> Interval:
-    """Mean difference (after - before) in answers that count over the same prompts."""
-    earlier = {r.id: r.counts for r in before}
-    return bootstrap_mean([float(r.counts) - earlier[r.id] for r in after if r.id in earlier], seed)
+) -> list[str]:
+    """A sentence for every score that fell (or rose, where that is worse) clear of its interval.
+
+    Prompts that only one side has, or that say nothing there, are left out; n says how many are
+    compared. The first sentence, if any, is the worst: more constraints met by no more answers.
+    """
+    changes = {
+        name: paired_change(by_id(before, point), by_id(after, point), seed)
+        for name, point in HELDOUT_POINTS.items()
+    }
+    found = []
+    met, count = changes["constraints_met"], changes["answers_that_count"]
+    if met.rose and not count.rose:
+        found.append(
+            f"the score was won without answering: constraints met {shown(met)}, "
+            f"but answers that count {shown(count)}"
+        )
+    for name, watch in WATCHED.items():
+        change = changes[name]
+        fall = change.before - change.after
+        worse = fall < 0 if watch.rises else fall > watch.least * abs(change.before)
+        if worse and change.clear:
+            found.append(f"{watch.said}: {watch.words} {shown(change, watch.digits)}")
+    return found
+
+
+def shown(change: Change, digits: int | None = None) -> str:
+    """Like "3.0 → 33.0 % (+30.0 [+21.0, +39.0], paired, n=100)"; percent without ``digits``."""
+    scale, unit, places = (100, " %", 1) if digits is None else (1, "", digits)
+    d = change.difference
+    before, after, by, low, high = (
+        scale * value for value in (change.before, change.after, d.value, d.low, d.high)
+    )
+    return (
+        f"{before:.{places}f} → {after:.{places}f}{unit} ({by:+.{places}f} "
+        f"[{low:+.{places}f}, {high:+.{places}f}], paired, n={d.n})"
+    )

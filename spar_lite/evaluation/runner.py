@@ -2,13 +2,14 @@
 
 A ``Task`` says what is its own: its settings, how its results are made, what they are scored by.
 ``evaluate`` does the rest and never does anything twice; the model is loaded only if something is
-left to ask.
+left to ask. ``NAME.settings.done.json`` is written first, so that results of other settings are
+never mixed in; ``NAME.jsonl`` has one record a prompt; ``NAME.done.json`` is the scorecard.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import click
 
+from spar_lite.constraints import kind_named
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.engines.base import LazyEngine
 from spar_lite.errors import StoreError
@@ -29,15 +31,13 @@ from spar_lite.evaluation.inference_search import (
     greedy_final,
     make_plan,
 )
-from spar_lite.evaluation.scorecard import Scorecard
 from spar_lite.evaluation.stats import Interval
 from spar_lite.evaluation.target import Target
 from spar_lite.recipe import Decoding
 from spar_lite.records import Cost, Prompt, Response, Role, stable_seed
 from spar_lite.run import Screen
-from spar_lite.sample import sample_answer
 from spar_lite.steps import collect
-from spar_lite.store import StageFile
+from spar_lite.store import Marker, StageFile, read_lines
 
 if TYPE_CHECKING:
     from spar_lite.model import RolloutEngine
@@ -101,22 +101,18 @@ class Job:
     def engine(self) -> RolloutEngine:
         """The engine, opened on first use."""
         if self._engine is None:
-            if self.open is not None:
-                self._engine = self.open()
-            else:
-                self._engine = self.target.open(self.screen.say)
-                self._engine.on_tokens = self.screen.tokens
+            self._engine = self.open() if self.open else self.target.open(self.screen)
         return self._engine
+
+    @property
+    def lazy(self) -> LazyEngine:
+        """The engine, opened when it is first asked."""
+        return LazyEngine(lambda: self.engine)
 
     @property
     def seed(self) -> int:
         """The recipe's."""
         return self.target.recipe.seed
-
-    @property
-    def role(self) -> Role:
-        """Who answers: the actor if the target has one."""
-        return "actor" if "actor" in self.target.adapters else "base"
 
     def prompts(self, count: int, kinds: Sequence[str] = ()) -> list[Prompt]:
         """Held-out builtin prompts, of these kinds if any are given."""
@@ -125,51 +121,43 @@ class Job:
             settings = settings.model_copy(update={"kinds": tuple(kinds)})
         return builtin_prompts(settings, self.seed, "heldout", count)
 
-    def model_settings(self) -> dict[str, Any]:
-        """What decides who answers, for the scorecard."""
-        model = self.target.recipe.model
-        return {
-            "model": model.id,
-            "quantization": model.quantization,
-            "seed": self.seed,
-            "adapters": {role: str(path) for role, path in self.target.adapters.items()},
-        }
+    @property
+    def role(self) -> Role:
+        """Who answers: the actor if the target has one."""
+        return "actor" if "actor" in self.target.adapters else "base"
 
     def plan(self, way: Way, budget: int, max_new_tokens: int) -> Plan:
         """How answers are decoded, for this target's recipe and role."""
         if budget < 1:
             raise StoreError(f"--budget wants 1 or more, found {budget}.")
-        recipe = self.target.recipe
-        return make_plan(recipe, way, budget, self.role, max_new_tokens)
+        return make_plan(self.target.recipe, way, budget, self.role, max_new_tokens)
 
     def answers(self, name: str, prompts: Sequence[Prompt], plan: Plan) -> list[Final]:
         """Both phases of decoding, each with a file of its own."""
-        engine = LazyEngine(lambda: self.engine)
-        first: StageFile[Response] = StageFile(self.folder, f"{name}.answers", Response)
-        asked = first_answers(engine, prompts, plan)
-        found = collect(self.screen, self.bar, first, asked, "answers")
         by_prompt: dict[str, list[Response]] = {}
-        for response in found:
+        for response in self._first(self.folder, f"{name}.answers", prompts, plan, self.bar):
             by_prompt.setdefault(response.prompt_id, []).append(response)
         if plan.way == "greedy":
             return [greedy_final(by_prompt[p.id][0]) for p in prompts]
-        last: StageFile[Final] = StageFile(self.folder, f"{name}.finals", Final)
+        file, engine = StageFile(self.folder, f"{name}.finals", Final), self.lazy
         items = [(p.id, partial(final_answer, engine, p, by_prompt[p.id], plan)) for p in prompts]
-        return collect(self.screen, plan.way, last, items, "prompts")
+        return collect(self.screen, plan.way, file, items, "prompts")
 
-    def base_answers(self, count: int, kinds: Sequence[str]) -> list[Response]:
-        """The bare base's greedy answers: the same for every checkpoint and task of one base."""
+    def base_answers(self, count: int, kinds: Sequence[str]) -> list[tuple[Prompt, Response]]:
+        """Held-out prompts with the bare base's greedy answers: the same for all of one base."""
         self.claim()
-        prompts, tokens = self.prompts(count, kinds), self.target.recipe.evaluate.max_new_tokens
-        name = f"base_answers{tag(kinds)}-{count}-{tokens}"
-        greedy = Decoding(temperature=0.0, max_new_tokens=tokens)
-        file: StageFile[Response] = StageFile(self.shared or self.folder, name, Response)
-        engine = LazyEngine(lambda: self.engine)
-        items = [
-            (f"{p.id}/0", partial(sample_answer, engine, p, f"{p.id}/0", greedy, "base"))
-            for p in prompts
-        ]
-        return collect(self.screen, "base answers", file, items, "answers")
+        recipe, prompts = self.target.recipe, self.prompts(count, kinds)
+        tokens = recipe.evaluate.max_new_tokens
+        plan = make_plan(recipe, "greedy", 1, "base", tokens)
+        folder, name = self.shared or self.folder, f"base_answers{tag(kinds)}-{count}-{tokens}"
+        answers = self._first(folder, name, prompts, plan, "base answers")
+        return list(zip(prompts, answers, strict=True))
+
+    def _first(
+        self, folder: Path, name: str, prompts: Sequence[Prompt], plan: Plan, bar: str
+    ) -> list[Response]:
+        asked = first_answers(self.lazy, prompts, plan)
+        return collect(self.screen, bar, StageFile(folder, name, Response), asked, "answers")
 
 
 def evaluate(job: Job, task: Task[Any]) -> Card:
@@ -178,21 +166,61 @@ def evaluate(job: Job, task: Task[Any]) -> Card:
     Raises:
         StoreError: results are there that were made with other settings, or there are no cases.
     """
-    card: Scorecard[Any] = Scorecard(job.folder, task.file, task.kind)
-    settings = {**task.settings(job), **job.model_settings()}
-    if card.finished() is None:
+    file = StageFile(job.folder, task.file, task.kind)
+    done, noted = Marker(job.folder, task.file), Marker(job.folder, f"{task.file}.settings")
+    model = job.target.recipe.model
+    settings = {
+        **task.settings(job),
+        "model": model.id,
+        "quantization": model.quantization,
+        "seed": job.seed,
+        "adapters": {role: str(path) for role, path in job.target.adapters.items()},
+    }
+    if done.read() is None:
         task.prepare(job)
     job.claim()
-    card.begin(settings)
-    if (done := card.finished()) is not None:
-        return done
-    results = task.results(job, card.results)
-    scores = task.scores(results, job.seed)
-    more: dict[str, Any] = {}
+    before = noted.read()
+    if before is None:
+        noted.write(settings)
+        before = settings
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key):
+            raise StoreError(
+                f"{file.path} was made with {key}: {before.get(key)!r}, now it is "
+                f"{settings.get(key)!r}. Keep both with --out FOLDER, or remove the old files."
+            )
+    if (finished := done.read()) is not None:
+        return finished
+    results = task.results(job, file)
+    card: Card = {
+        "task": task.name,
+        "target": job.target.name,
+        "settings": settings,
+        "scores": {name: asdict(score) for name, score in task.scores(results, job.seed).items()},
+        "results_file": file.path.name,
+    }
     if hasattr(task.kind, "cost"):
-        more["cost"] = asdict(sum((result.cost for result in results), Cost()))
-    more["seconds"], job.begin = round(time.perf_counter() - job.begin, 1), time.perf_counter()
-    return card.finish(task.name, job.target.name, settings, scores, **more, **task.more(results))
+        card["cost"] = asdict(sum((result.cost for result in results), Cost()))
+    now = time.perf_counter()
+    card["seconds"], job.begin = round(now - job.begin, 1), now
+    done.write({**card, **task.more(results)})
+    written = done.read()  # as a later call reads it: a figure there is none of is None
+    assert written is not None
+    return written
+
+
+def scorecards(folder: Path) -> Iterator[tuple[str, str, Card]]:
+    """Finished evaluations under a folder: ("iteration-1", "ifeval-greedy", card), in order."""
+    for path in sorted(folder.glob("*/*.done.json")):
+        name = path.name.removesuffix(".done.json")
+        card = Marker(path.parent, name).read()
+        if card is not None and not name.endswith(".settings"):
+            yield path.parent.name, name, card
+
+
+def points(folder: Path, card: Mapping[str, Any]) -> dict[str, float]:
+    """Score by prompt id of an evaluation whose files lie in ``folder``."""
+    return {line["id"]: line["score"] for line in read_lines(folder / card["results_file"])}
 
 
 # --- What settings are made of --------------------------------------------------------------------
@@ -207,22 +235,14 @@ def plan_settings(plan: Plan) -> dict[str, Any]:
     found |= {"budget": plan.budget, "votes": plan.judge.votes, "judge": judge}
     if plan.way == "best-of-n":
         return found | {"sample": decoding_settings(plan.sample)}
-    search = plan.search
-    return found | {
-        "branch": search.branch,
-        "keep": search.keep,
-        "depth": search.depth,
-        "search": decoding_settings(search),
-    }
+    found |= plan.search.model_dump(include={"branch", "keep", "depth"})
+    return found | {"search": decoding_settings(plan.search)}
 
 
 def decoding_settings(settings: Decoding) -> dict[str, Any]:
     """How tokens are drawn."""
-    return {
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "reply_tokens": settings.max_new_tokens,
-    }
+    drawn = settings.model_dump(include={"temperature", "top_p"})
+    return drawn | {"reply_tokens": settings.max_new_tokens}
 
 
 def texts_digest(prompts: Sequence[Prompt]) -> int:
@@ -241,19 +261,15 @@ def tag(kinds: Sequence[str]) -> str:
 
 def with_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of tasks that decode answers."""
-    options = (
-        click.option("--decode", "way", type=click.Choice(WAYS), default="greedy"),
-        click.option("--budget", default=8, show_default=True, help="Answers or refinements each."),
+    way = click.option("--decode", "way", type=click.Choice(WAYS), default="greedy")
+    budget = click.option(
+        "--budget", default=8, show_default=True, help="Answers or refinements each."
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return way(budget(command))
 
 
 def kinds_named(text: str, option: str = "--kinds") -> tuple[str, ...]:
     """Constraint kinds written with commas."""
-    from spar_lite.constraints import kind_named
-
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     try:
         return tuple(kind_named(name).kind for name in names)

@@ -9,25 +9,20 @@ from pathlib import Path
 
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.errors import RecipeError
-from spar_lite.evaluation.alarms import ANSWERS, alarms
+from spar_lite.evaluation.answer import scores
 from spar_lite.evaluation.heldout import (
+    ANSWERS,
+    HELDOUT_POINTS,
     HeldoutResult,
-    answer_heldout,
-    paired_difference,
+    alarms,
+    counts,
     review_heldout,
-    summarise,
 )
 from spar_lite.evaluation.runner import Job, evaluate
+from spar_lite.evaluation.stats import paired_change
 from spar_lite.evaluation.target import Target
-from spar_lite.evaluation.tasks.ifeval import (
-    Ifeval,
-    IfevalPrompt,
-    check_prompts,
-    hub_ifeval,
-    read_ifeval,
-    verifiers,
-)
-from spar_lite.recipe import Recipe
+from spar_lite.evaluation.tasks import ifeval
+from spar_lite.recipe import Decoding, Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import (
     ROLES,
@@ -39,6 +34,7 @@ from spar_lite.run import (
     standing,
     start_folder,
 )
+from spar_lite.sample import sample_answer
 from spar_lite.steps import MODEL, Items, StepFolder
 from spar_lite.store import StageFile
 from spar_lite.templates import answer_messages
@@ -47,13 +43,11 @@ from spar_lite.warmup import TASKS
 IFEVAL_FILES = "ifeval-run"
 """Name of IFEval's files, which are not those of ``spar-lite eval ifeval``: settings may differ."""
 
-STRICT = "prompt_level_strict_acc"
-
 
 def score(run: Run, name: str, iteration: int | None) -> None:
     """Score a checkpoint on held-out prompts: the base (None), the warm-up (0) or an iteration.
 
-    The actor answers; the refiner judges and mends some of the answers.
+    The actor answers greedily; the refiner judges and mends some of the answers.
     """
     settings = run.recipe.evaluate
     if not settings.prompts:
@@ -66,11 +60,12 @@ def score(run: Run, name: str, iteration: int | None) -> None:
     keys = [*TASKS, *(f"evaluate.{key}" for key in own)]
     if iteration is not None:
         keys.append("bootstrap")
+    greedy = Decoding(temperature=0.0, max_new_tokens=settings.max_new_tokens)
     answers = at.each(
         "heldout_answers",
         Response,
         lambda: {
-            p.id: partial(answer_heldout, run.engine, p, settings) for p in heldout(run.recipe)
+            p.id: partial(sample_answer, run.engine, p, p.id, greedy) for p in heldout(run.recipe)
         },
         keys=keys,
         inputs=[],
@@ -89,6 +84,12 @@ def score(run: Run, name: str, iteration: int | None) -> None:
 
         return {p.id: partial(review, number, p) for number, p in enumerate(prompts)}
 
+    def summary(results: Sequence[HeldoutResult]) -> Summary:
+        found = scores(results, HELDOUT_POINTS, run.recipe.seed)
+        plain = {name: asdict(score) for name, score in found.items()}
+        at.write_metrics("heldout", plain)
+        return {"answers_that_count": plain["answers_that_count"]["value"], "scores": plain}
+
     at.each(
         "heldout",
         HeldoutResult,
@@ -96,20 +97,13 @@ def score(run: Run, name: str, iteration: int | None) -> None:
         keys=keys,
         inputs=[answers],
         adapters=adapters,
-        summary=lambda found: _scores(at, found),
+        summary=summary,
     )
 
 
 def heldout(recipe: Recipe) -> list[Prompt]:
     """The prompts that are scored, the same for every checkpoint and every seed."""
     return builtin_prompts(recipe.prompts, recipe.seed, "heldout", recipe.evaluate.prompts)
-
-
-def _scores(at: StepFolder, results: Sequence[HeldoutResult]) -> Summary:
-    found = summarise(list(results), at.run.recipe.seed)
-    scores = {name: asdict(score) for name, score in found.items()}
-    at.write_metrics("heldout", scores)
-    return {"answers_that_count": scores["answers_that_count"]["value"], "scores": scores}
 
 
 def _base_logps(
@@ -135,8 +129,8 @@ def keep_better(run: Run, number: int) -> None:
 
     def decide() -> Summary:
         results = {n: StageFile(run.folder / n, "heldout", HeldoutResult).load() for n in names}
-        after = results[at.name]
-        change = paired_difference(results[start], after, recipe.seed)
+        before, after = results[start], results[at.name]
+        change = paired_change(counts(before), counts(after), recipe.seed).difference
         why = []
         if change.value < 0:
             why.append(f"answers that count changed by {100 * change.value:+.1f} points")
@@ -166,49 +160,38 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
 
     Prompts, files and scores are those of ``spar-lite eval ifeval``, in RUN/eval; greedy decoding.
     """
-    if not run.recipe.evaluate.ifeval:
+    recipe, settings = run.recipe, run.recipe.evaluate
+    if not settings.ifeval:
         return
-    keys = [f"evaluate.{key}" for key in ("ifeval", "ifeval_data", "ifeval_tokens")]
+    adapters = adapters_after(recipe, run.folder, iteration)
+
+    def work() -> Summary:
+        place = "base" if iteration is None else standing(recipe, run.folder, iteration)
+        run.use_adapters(adapters)
+        loaded = {role: path for role, path in zip(ROLES, adapters, strict=True) if path}
+        target = Target(f"{run.folder} {place}", recipe, run.folder / "eval" / place, loaded)
+        job = Job(target, target.home, run.screen, run.open_engine, bar=f"{name}/ifeval")
+        plan = job.plan("greedy", 1, settings.ifeval_tokens)
+        card = evaluate(job, ifeval.Ifeval(ifeval_prompts(recipe), plan, IFEVAL_FILES))
+        found, strict = card["scores"], "prompt_level_strict_acc"
+        return {"checkpoint": place, strict: found[strict]["value"], "scores": found}
+
+    keys = [*MODEL, "evaluate.ifeval", "evaluate.ifeval_data", "evaluate.ifeval_tokens"]
     if iteration is not None:
         keys.append("bootstrap")
-    inputs = [adapters_after(run.recipe, run.folder, iteration)]
-    StepFolder(run, name).report(
-        "ifeval", lambda: _ifeval(run, name, iteration), keys=[*MODEL, *keys], inputs=inputs
-    )
+    StepFolder(run, name).report("ifeval", work, keys=keys, inputs=[adapters])
 
 
-def ifeval_prompts(recipe: Recipe) -> list[IfevalPrompt]:
+def ifeval_prompts(recipe: Recipe) -> Sequence[ifeval.IfevalPrompt]:
     """The prompts that the recipe asks for; the verifiers take every one of them.
 
     Raises:
         SparError: the extra, NLTK's data or the prompts are not there.
         RecipeError: there are fewer prompts than asked for.
     """
-    settings, utils = recipe.evaluate, verifiers()
-    path = settings.ifeval_data
-    found = read_ifeval(Path(path)) if path else hub_ifeval("evaluate.ifeval_data: FILE")
-    if len(found) < settings.ifeval:
-        raise RecipeError(f"evaluate.ifeval wants {settings.ifeval} prompts, found {len(found)}.")
-    prompts = found[: settings.ifeval]
-    check_prompts(utils, prompts)
-    return prompts
-
-
-def _ifeval(run: Run, place: str, iteration: int | None) -> Summary:
-    recipe = run.recipe
-    name = "base" if iteration is None else standing(recipe, run.folder, iteration)
-    found = adapters_after(recipe, run.folder, iteration)
-    run.use_adapters(found)
-    adapters = {role: path for role, path in zip(ROLES, found, strict=True) if path is not None}
-    target = Target(f"{run.folder} {name}", recipe, run.folder / "eval" / name, adapters)
-    job = Job(
-        target,
-        target.home,
-        run.screen,
-        run.open_engine,
-        bar=f"{place}/ifeval",
-    )
-    plan = job.plan("greedy", 1, recipe.evaluate.ifeval_tokens)
-    card = evaluate(job, Ifeval(ifeval_prompts(recipe), plan, IFEVAL_FILES))
-    scores = card["scores"]
-    return {"checkpoint": name, STRICT: scores[STRICT]["value"], "scores": scores}
+    ifeval.verifiers()  # what is missing is said before anything is read
+    count, path = recipe.evaluate.ifeval, recipe.evaluate.ifeval_data
+    found = ifeval.read_ifeval(Path(path) if path else None, "evaluate.ifeval_data: FILE")
+    if len(found) < count:
+        raise RecipeError(f"evaluate.ifeval wants {count} prompts, found {len(found)}.")
+    return found[:count]

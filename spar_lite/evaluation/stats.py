@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Z95 = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -16,6 +17,9 @@ DRAWS = 2000
 """Resamples of a bootstrap."""
 
 T = TypeVar("T")
+
+Points = Mapping[str, float]
+"""Score by prompt id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,18 @@ class Interval:
     high: float
     n: int
 
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}] n={self.n}"
+    @property
+    def clear(self) -> bool:
+        """Whether a difference's interval keeps clear of zero; one case alone never does."""
+        return self.n > 1 and (self.low > 0 or self.high < 0)
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean, NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -44,39 +55,39 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
-    """Bootstrap 95 % interval of a mean, resampling the values."""
-    return bootstrap(values, lambda drawn: sum(drawn) / len(drawn), seed, draws)
+def share(cases: Iterable[bool]) -> Interval:
+    """How many of the cases are true, with Wilson's interval."""
+    known = list(cases)
+    return wilson(sum(known), len(known))
 
 
 def bootstrap(
     cases: Sequence[T], statistic: Callable[[Sequence[T]], float], seed: int, draws: int = DRAWS
 ) -> Interval:
-    """Bootstrap 95 % interval of any statistic, resampling whole cases (prompts).
+    """Bootstrap 95 % interval of any statistic, resampling whole cases (prompts)."""
+    return _bootstrap(lambda draw: statistic(draw(cases)), len(cases), seed, draws)
 
-    Expanded percentiles (T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2015,
-    section 3.3): the plain ones are too narrow for few cases, by about t/z and sqrt(n/(n-1)).
-    """
-    n = len(cases)
-    if n == 0:
-        return NOTHING
-    rng = random.Random(seed)
-    drawn = sorted(statistic(rng.choices(cases, k=n)) for _ in range(draws))
-    return _between(statistic(cases), drawn, n)
+
+def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
+    """Bootstrap 95 % interval of a mean, resampling the values."""
+    return bootstrap(values, mean, seed, draws)
 
 
 def macro_mean(groups: Mapping[str, Sequence[float]], seed: int) -> Interval:
     """Mean of the groups' means, each group resampled by itself; n counts all values."""
     full = [values for values in groups.values() if values]
-    if not full:
-        return NOTHING
-    rng = random.Random(seed)
+    size = sum(map(len, full))
+    return _bootstrap(lambda draw: mean([mean(draw(part)) for part in full]), size, seed)
 
-    def mean(parts: Sequence[Sequence[float]]) -> float:
-        return sum(sum(part) / len(part) for part in parts) / len(parts)
 
-    drawn = sorted(mean([rng.choices(part, k=len(part)) for part in full]) for _ in range(DRAWS))
-    return _between(mean(full), drawn, sum(map(len, full)))
+def clustered_mean(clusters: Sequence[Sequence[float]], seed: int) -> Interval:
+    """Mean of all values, bootstrap over whole clusters; n counts clusters.
+
+    For a prompt that several runs answered: its values are no independent cases, so they are drawn
+    together or not at all. Clusters weigh by their size.
+    """
+    full = [cluster for cluster in clusters if cluster]
+    return bootstrap(full, lambda drawn: sum(map(sum, drawn)) / sum(map(len, drawn)), seed)
 
 
 def f1(cases: Sequence[tuple[bool, bool]]) -> float:
@@ -86,9 +97,36 @@ def f1(cases: Sequence[tuple[bool, bool]]) -> float:
     return 2 * hits / (2 * hits + faults) if hits else 0.0
 
 
-def f1_score(cases: Sequence[tuple[bool, bool]], seed: int) -> Interval:
-    """``f1`` with its bootstrap interval."""
-    return bootstrap(cases, f1, seed)
+def _bootstrap(
+    statistic: Callable[[Callable[[Sequence[Any]], Sequence[Any]]], float],
+    n: int,
+    seed: int,
+    draws: int = DRAWS,
+) -> Interval:
+    """Expanded 95 % percentiles of a statistic that draws its n cases by the function it is given.
+
+    T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, section 3.3: the plain
+    percentiles are too narrow for few cases, by about t/z and sqrt(n/(n-1)).
+    """
+    if n == 0:
+        return NOTHING
+    rng = random.Random(seed)
+    drawn = sorted(statistic(lambda c: rng.choices(c, k=len(c))) for _ in range(draws))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t95(n - 1)) if n > 1 else 0.0
+    skip, last = round(tail * draws), draws - 1
+    value = statistic(lambda cases: cases)
+    return Interval(value, drawn[min(skip, last)], drawn[max(last - skip, 0)], n)
+
+
+def _t95(freedom: int) -> float:
+    """Student's t quantile of a two-sided 95 % interval (Cornish-Fisher, within 1 % from 3 on)."""
+    z, v = Z95, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 
 def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> float:
@@ -105,40 +143,29 @@ def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> float:
     return min(1.0, 2 * tail)
 
 
-def paired_difference(before: Sequence[float], after: Sequence[float], seed: int) -> Interval:
-    """Mean of after - before over the same cases in the same order, bootstrap over cases."""
-    return bootstrap_mean([b - a for a, b in zip(before, after, strict=True)], seed)
-
-
-def distinguishable(difference: Interval) -> bool:
-    """Whether a difference's interval keeps clear of zero."""
-    return difference.low > 0 or difference.high < 0
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean, NaN of nothing."""
-    return sum(values) / len(values) if values else math.nan
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Change:
-    """Two means over the same cases and their difference.
+    """Two means over the same cases, and what each case gained.
 
     ``p``: McNemar's exact p where every value is 0 or 1, else None.
     """
 
     before: float
     after: float
-    difference: Interval
     p: float | None
+    gains: list[float]
+    seed: int
+
+    @cached_property
+    def difference(self) -> Interval:
+        """The mean gain; it takes its time, so it is drawn when it is asked for."""
+        return bootstrap_mean(self.gains, self.seed)
 
     @property
     def clear(self) -> bool:
         """Whether it is more than chance; one case alone never is."""
         # Few 0/1 pairs that differ make a bootstrap interval too narrow; the exact test decides.
-        if self.p is not None:
-            return self.p < 0.05
-        return self.difference.n > 1 and distinguishable(self.difference)
+        return self.difference.clear if self.p is None else self.p < 0.05
 
     @property
     def rose(self) -> bool:
@@ -146,41 +173,10 @@ class Change:
         return self.clear and self.after > self.before
 
 
-def paired_change(before: Sequence[float], after: Sequence[float], seed: int) -> Change:
-    """Compare the same cases in the same order; without any, all is NaN and nothing clear."""
-    pairs = list(zip(before, after, strict=True))
+def paired_change(before: Points, after: Points, seed: int) -> Change:
+    """Compare the cases that both sides have; without any, all is NaN and nothing clear."""
+    pairs = [(before[id], after[id]) for id in before if id in after]
     binary = all(value in (0, 1) for pair in pairs for value in pair)
     p = mcnemar([(a == 1, b == 1) for a, b in pairs]) if binary else None
-    return Change(mean(before), mean(after), paired_difference(before, after, seed), p)
-
-
-def clustered_mean(clusters: Sequence[Sequence[float]], seed: int) -> Interval:
-    """Mean of all values, bootstrap over whole clusters; n counts clusters.
-
-    For a prompt that several runs answered: its values are no independent cases, so they are drawn
-    together or not at all. Clusters weigh by their size.
-    """
-
-    def whole(drawn: Sequence[Sequence[float]]) -> float:
-        return sum(map(sum, drawn)) / sum(map(len, drawn))
-
-    return bootstrap([cluster for cluster in clusters if cluster], whole, seed)
-
-
-def _between(value: float, drawn: Sequence[float], n: int) -> Interval:
-    """The expanded 95 % percentiles of sorted draws."""
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t95(n - 1)) if n > 1 else 0.0
-    last = len(drawn) - 1
-    skip = round(tail * len(drawn))
-    return Interval(value, drawn[min(skip, last)], drawn[max(last - skip, 0)], n)
-
-
-def _t95(freedom: int) -> float:
-    """Student's t quantile of a two-sided 95 % interval (Cornish-Fisher, within 1 % from 3 on)."""
-    z, v = Z95, freedom
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
+    means = mean([a for a, _ in pairs]), mean([b for _, b in pairs])
+    return Change(*means, p, [b - a for a, b in pairs], seed)

@@ -6,15 +6,15 @@ that answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spar_lite.errors import ModelError, StoreError, did_you_mean
 from spar_lite.recipe import Recipe, load_recipe, parse_recipe
 from spar_lite.records import Role, stable_seed
-from spar_lite.run import checkpoints, last_checkpoint
+from spar_lite.run import Screen, checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
     from spar_lite.model import RolloutEngine
@@ -29,20 +29,23 @@ class Target:
     home: Path
     adapters: dict[Role, Path] = field(default_factory=dict)
 
-    def open(self, say: Callable[[str], None] = lambda _: None) -> RolloutEngine:
-        """Load the model and its adapters; ``say`` hears what the user should know.
+    def open(self, screen: Screen) -> RolloutEngine:
+        """Load the model and its adapters.
 
         Raises:
             ModelError: the model cannot be loaded, or an adapter does not fit it.
         """
         from spar_lite.model import Policy, RolloutEngine
 
-        say(f"loading {self.recipe.model.id}")
-        policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
+        recipe, say = self.recipe, screen.say
+        say(f"loading {recipe.model.id}")
+        policy = Policy.load(recipe.model, stable_seed(recipe.seed, "lora"))
         for role, folder in self.adapters.items():
             policy.restore(role, folder)
-        recipe = self.recipe
-        return RolloutEngine(policy, recipe.engine, recipe.seed, say, recipe.model.memory_fraction)
+        fraction = recipe.model.memory_fraction
+        engine = RolloutEngine(policy, recipe.engine, recipe.seed, say, fraction)
+        engine.on_tokens = screen.tokens
+        return engine
 
 
 def find_target(what: str, checkpoint: str | None = None, overrides: Sequence[str] = ()) -> Target:
@@ -56,7 +59,13 @@ def find_target(what: str, checkpoint: str | None = None, overrides: Sequence[st
     """
     path = Path(what).expanduser()
     if (path / "recipe.yaml").is_file():
-        return _run_target(path, checkpoint, overrides)
+        known = checkpoints(path)
+        recipe = load_recipe(path / "recipe.yaml", overrides)
+        name = checkpoint or last_checkpoint(recipe, path, list(known))
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise StoreError(f"{path} has no checkpoint {name}; it has {', '.join(known)}.{hint}")
+        return Target(f"{path} {name}", recipe, path / "eval" / name, known[name])
     if checkpoint is not None:
         raise StoreError(f"--checkpoint goes with a run folder; {what} is none.")
     if (path / "adapter_config.json").is_file():
@@ -72,16 +81,6 @@ def find_target(what: str, checkpoint: str | None = None, overrides: Sequence[st
     return Target(what, recipe, Path("eval") / path.name.replace(":", "-"))
 
 
-def _run_target(path: Path, checkpoint: str | None, overrides: Sequence[str]) -> Target:
-    known = checkpoints(path)
-    recipe = load_recipe(path / "recipe.yaml", overrides)
-    name = checkpoint or last_checkpoint(recipe, path, list(known))
-    if name not in known:
-        hint = did_you_mean(name, known)
-        raise StoreError(f"{path} has no checkpoint {name}; it has {', '.join(known)}.{hint}")
-    return Target(f"{path} {name}", recipe, path / "eval" / name, known[name])
-
-
 def _adapter_target(path: Path, overrides: Sequence[str]) -> Target:
     """An adapter on its own; the recipe is its run's if it lies in one, else made from PEFT's."""
     role: Role = "refiner" if path.name == "refiner" else "actor"
@@ -89,13 +88,9 @@ def _adapter_target(path: Path, overrides: Sequence[str]) -> Target:
     if (run / "recipe.yaml").is_file():
         recipe = load_recipe(run / "recipe.yaml", overrides)
     else:
-        recipe = parse_recipe({"model": _peft_model(path)}, str(path), overrides)
+        from spar_lite.model.adapters import read_adapter
+
+        found = read_adapter(path)
+        model = {"id": found.pop("base"), "lora": found}
+        recipe = parse_recipe({"model": model}, str(path), overrides)
     return Target(str(path), recipe, path / "eval", {role: path})
-
-
-def _peft_model(path: Path) -> dict[str, Any]:
-    """The recipe's model section that an adapter_config.json implies."""
-    from spar_lite.model.adapters import read_adapter
-
-    found = read_adapter(path)
-    return {"id": found.pop("base"), "lora": found}

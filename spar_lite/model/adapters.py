@@ -15,10 +15,12 @@ from peft import LoraConfig
 
 from spar_lite.errors import ModelError
 
-OURS = ("r", "lora_alpha", "target_modules")
+NAMES = {
+    "r": "r", "alpha": "lora_alpha", "target": "target_modules", "base": "base_model_name_or_path"
+}  # fmt: skip
 HARMLESS = (
-    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "lora_dropout",
-    "megatron_core", "peft_version", "qalora_group_size", "runtime_config", "task_type",
+    "auto_mapping", "fan_in_fan_out", "inference_mode", "lora_dropout", "megatron_core",
+    "peft_type", "peft_version", "qalora_group_size", "runtime_config", "task_type",
 )  # fmt: skip
 """Settings that change nothing at inference: PEFT finds ``fan_in_fan_out`` out by itself, and
 ``qalora_group_size`` means something with ``use_qalora`` alone."""
@@ -42,25 +44,20 @@ def read_adapter(folder: Path, own: LoraConfig | None = None) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        kind, target = config["peft_type"], config["target_modules"]
-        found = {"r": config["r"], "alpha": config["lora_alpha"], "target": target}
-        found["base"] = config["base_model_name_or_path"]
+        kind, found = config["peft_type"], {ours: config[name] for ours, name in NAMES.items()}
     except FileNotFoundError:
         raise ModelError(f"{folder} holds no adapter_config.json.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read ({error!r}).") from None
     unlike = {} if kind == "LORA" else {"peft_type": kind}
-    if not target:
-        unlike["target_modules"] = target
+    if not found["target"]:
+        unlike["target_modules"] = found["target"]
     default = (own or LoraConfig()).to_dict()
     for key, value in config.items():
-        if key == "init_lora_weights":
-            plain = value in STARTS
-        elif key in (*OURS, *HARMLESS, "peft_type") or (own is None and key in EXPERTS):
-            plain = True
-        else:
-            plain = not value or _plain(value) == _plain(default.get(key))
-        if not plain:
+        if key in (*NAMES.values(), *HARMLESS) or (own is None and key in EXPERTS):
+            continue
+        as_usual = STARTS if key == "init_lora_weights" else (_plain(default.get(key)),)
+        if value and _plain(value) not in as_usual:
             unlike[key] = value
     if unlike:
         named = ", ".join(f"{key}: {json.dumps(value)[:60]}" for key, value in unlike.items())
@@ -68,9 +65,7 @@ def read_adapter(folder: Path, own: LoraConfig | None = None) -> dict[str, Any]:
             f"{folder}: wanted a plain LoRA adapter, found {named}. Merge it into its base with "
             "PEFT (merge_and_unload, save_pretrained) and take that folder as the model."
         )
-    if not isinstance(target, str):
-        found["target"] = sorted(target)
-    return found
+    return found | {"target": _plain(found["target"])}
 
 
 def _plain(value: Any) -> Any:

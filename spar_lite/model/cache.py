@@ -16,8 +16,8 @@ BLOCK = 64
 class SlotCache:
     """Keys and values of all slots, in the shape that transformers' attention asks for.
 
-    Per layer two tensors (rows, kv heads, length, head dim). ``aim`` says which rows and positions
-    the next forward pass writes; ``update`` is then called by each attention layer.
+    Per layer two tensors (rows, kv heads, length, head dim). ``write_at`` says which rows and
+    positions the next forward pass writes; ``update`` is then called by each attention layer.
 
     Args:
         position_bytes: bytes that one position of one row takes in all layers.
@@ -33,15 +33,9 @@ class SlotCache:
         self.length = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._rows: Tensor | slice = slice(0)
-        self._positions: Tensor | None = None
-        self._width = 0
 
     def rows_at(self, length: int) -> int:
-        """How many rows of this length fit the budget; always one, or nothing could ever run."""
-        return max(1, self._room(length))
-
-    def _room(self, length: int) -> int:
+        """How many rows of this length fit the budget; 0 if not even one does."""
         if self.budget is None:
             return 1 << 30
         return self.budget // (self.position_bytes * _rounded(length))
@@ -55,46 +49,40 @@ class SlotCache:
         old = self.length
         if length > old:
             ample = max(length, old + old // 4)
-            new = _rounded(ample if self._room(ample) >= max(rows, self.rows) else length)
+            new = _rounded(ample if self.rows_at(ample) >= max(rows, self.rows) else length)
         else:
-            new = old if self._room(old) >= rows else _rounded(length)
+            new = old if self.rows_at(old) >= rows else _rounded(length)
         rows = max(rows, min(self.rows, self.rows_at(new)))
         if (rows, new) == (self.rows, old):
             return
         kept = slice(min(rows, self.rows)), slice(None), slice(min(new, old))
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
-                moved = tensor.new_zeros(rows, tensor.shape[1], new, tensor.shape[3])
-                moved[kept] = tensor[kept]
-                tensors[layer] = moved
+                tensors[layer] = tensor.new_zeros(rows, tensor.shape[1], new, tensor.shape[3])
+                tensors[layer][kept] = tensor[kept]
         self.rows, self.length = rows, new
 
-    def aim(self, rows: Tensor | slice, positions: Tensor, width: int) -> None:
-        """Point the next forward pass at ``rows`` and ``positions`` (batch, queries)."""
+    def write_at(self, rows: Tensor | slice, positions: Tensor, width: int) -> None:
+        """Point the next forward pass at ``rows`` and ``positions`` (batch, queries).
+
+        It attends to the first ``width`` positions. A slice of rows is read as a view, not copied.
+        """
         self._rows, self._positions, self._width = rows, positions, width
 
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values (batch, kv heads, queries, head dim); return all to attend."""
-        if layer_idx == len(self.keys):
-            for tensors, new in ((self.keys, key), (self.values, value)):
+        for tensors, new in ((self.keys, key), (self.values, value)):
+            if layer_idx == len(tensors):
                 tensors.append(new.new_zeros(self.rows, new.shape[1], self.length, new.shape[3]))
-        return (
-            self._write(self.keys[layer_idx], key),
-            self._write(self.values[layer_idx], value),
-        )
-
-    def _write(self, cache: Tensor, new: Tensor) -> Tensor:
-        assert self._positions is not None
-        if isinstance(self._rows, slice):
-            view = cache[self._rows]
-            where = self._positions[:, None, :, None].expand_as(new)
-            view.scatter_(2, where, new)
-            return view[:, :, : self._width]
-        rows = self._rows[:, None]
-        cache[rows, :, self._positions] = new.transpose(1, 2)
-        return cache[self._rows, :, : self._width]
+            if isinstance(self._rows, slice):
+                where = self._positions[:, None, :, None].expand_as(new)
+                tensors[layer_idx][self._rows].scatter_(2, where, new)
+            else:
+                tensors[layer_idx][self._rows[:, None], :, self._positions] = new.transpose(1, 2)
+        attended = self._rows, slice(None), slice(self._width)
+        return self.keys[layer_idx][attended], self.values[layer_idx][attended]
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot to another, in every layer."""

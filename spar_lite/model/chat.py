@@ -50,11 +50,24 @@ class ChatTemplate:
         question, answer = Message("user", ASK), Message("assistant", REPLY)
         prompt = self._render((question,), True, tokenize=False)
         whole = self._render((question, answer), False, tokenize=False)
-        self.opens_thought = _inside_thought(prompt.rpartition(ASK)[2])
-        rest = whole.removeprefix(prompt).partition(REPLY)[0]
-        self._adds_thought = whole.startswith(prompt) and OPEN in rest
         silent = self._render((question,), True, tokenize=False, enable_thinking=False)
-        self._thinks_unless_told = "enable_thinking" not in self.options and silent != prompt
+        opened = prompt.rpartition(ASK)[2]
+        self.opens_thought = opened.rfind(OPEN) > opened.rfind(CLOSE)
+        # Why replies cannot be trained as they are sampled, or None if they can: what is sampled
+        # with a thought must not be trained without one, nor as part of one.
+        self.thoughts_when_training: str | None = None
+        if self.opens_thought:
+            found = f"opens a {OPEN} block, so answers would be trained as thoughts"
+        elif whole.startswith(prompt) and OPEN in whole.removeprefix(prompt).partition(REPLY)[0]:
+            found = f"puts an empty {OPEN} block before what is trained, and none before sampling"
+        elif "enable_thinking" not in self.options and silent != prompt:
+            found = "asks for a thought, which answers would be trained without"
+        else:
+            return
+        self.thoughts_when_training = (
+            f"the chat template of {name} {found}. If it knows that option: "
+            "-o model.chat_template.enable_thinking=false; else choose a model that does not think."
+        )
 
     def encode(self, messages: Sequence[Message], reply: bool = True) -> list[int]:
         """A chat as token ids; ``reply`` opens the assistant's turn.
@@ -63,25 +76,6 @@ class ChatTemplate:
             ModelError: the template refuses the chat (a system turn, turns out of order).
         """
         return list(self._render(messages, reply, tokenize=True))
-
-    @property
-    def thoughts_when_training(self) -> str | None:
-        """Why replies cannot be trained as they are sampled, or None if they can.
-
-        What is sampled with a thought must not be trained without one, nor as part of one.
-        """
-        if self.opens_thought:
-            found = f"opens a {OPEN} block, so answers would be trained as thoughts"
-        elif self._adds_thought:
-            found = f"puts an empty {OPEN} block before what is trained, and none before sampling"
-        elif self._thinks_unless_told:
-            found = "asks for a thought, which answers would be trained without"
-        else:
-            return None
-        return (
-            f"the chat template of {self.name} {found}. If it knows that option: "
-            "-o model.chat_template.enable_thinking=false; else choose a model that does not think."
-        )
 
     def _render(self, messages: Sequence[Message], reply: bool, tokenize: bool, **more: Any) -> Any:
         chat = [{"role": m.role, "content": m.content} for m in messages]
@@ -100,7 +94,3 @@ class ChatTemplate:
                 f"the chat template of {self.name} does not take a chat of {turns}: {reason}. "
                 "Change the data or model.chat_template, or choose another model."
             ) from None
-
-
-def _inside_thought(text: str) -> bool:
-    return text.rfind(OPEN) > text.rfind(CLOSE)

@@ -24,10 +24,7 @@ class Drawer(Protocol):
 
 
 def draw(logits: Tensor, sequences: Sequence[Drawer]) -> list[int]:
-    """Draw one token a row; logits (batch, vocabulary).
-
-    Each sequence brings its own random numbers (one uniform a token, by inversion), so a draw does
-    not depend on what else is in the batch.
+    """Draw one token a row; logits (batch, vocabulary); one random number a token.
 
     Raises:
         EngineError: a row holds NaN or infinity, from which any token could come.
@@ -71,25 +68,20 @@ def sample(scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     it is looked for among the likeliest 256 tokens, and in a full sort only where those hold too
     little mass, because sorting a vocabulary costs more than a step of a small model.
     """
-    size = scores.shape[-1]
+    probabilities, tokens = torch.softmax(scores, -1), None
     if sampling.top_k or sampling.top_p < 1:
-        wide = min(sampling.top_k or 256, size)
-        mass = torch.softmax(scores, -1)
-        probabilities, tokens = mass.topk(wide)
+        mass = probabilities
+        probabilities, tokens = mass.topk(min(sampling.top_k or 256, mass.shape[-1]))
         if not sampling.top_k and bool((probabilities.sum(-1) < sampling.top_p).any()):
             probabilities, tokens = mass.sort(descending=True)
         if sampling.top_k:
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-        return tokens.gather(-1, _invert(probabilities, uniform)).squeeze(-1)
-    return _invert(torch.softmax(scores, -1), uniform).squeeze(-1)
-
-
-def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Index (batch, 1) at which the cumulated probability passes ``uniform`` of the total."""
+    # The index at which the cumulated probability passes ``uniform`` of the total. Rounded to 1.0,
+    # the largest random numbers would pass every token, those cut off too.
     cumulated = probabilities.cumsum(-1)
-    # Rounded to 1.0, the largest random numbers would pass every token, those cut off too.
     target = uniform[:, None].clamp(max=1 - 2**-24) * cumulated[:, -1:]
     index = torch.searchsorted(cumulated, target.to(cumulated.dtype), right=True)
-    return index.clamp(max=probabilities.shape[-1] - 1)
+    index = index.clamp(max=probabilities.shape[-1] - 1)
+    return (index if tokens is None else tokens.gather(-1, index)).squeeze(-1)

@@ -6,7 +6,6 @@ line; transformers itself fills up what is missing with random numbers.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -60,33 +59,50 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
     """
     # On a CPU without bf16 units, bf16 products are hundreds of times slower than fp32.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = None
-    if quantized:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    trusted, refusal = settings.trust_remote_code, None
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
     try:
-        shipped = AutoConfig.from_pretrained(where, trust_remote_code=settings.trust_remote_code)
+        shipped = AutoConfig.from_pretrained(where, trust_remote_code=trusted)
         _refuse_quantized(settings.id, getattr(shipped, "quantization_config", None), quantized)
-        with _fitting(shipped, settings, device, dtype, quantized):
-            model, found = AutoModelForCausalLM.from_pretrained(
-                where,
-                dtype=dtype,
-                quantization_config=config,
-                device_map={"": str(device)},
-                use_safetensors=True,
-                trust_remote_code=settings.trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named and refused below
-            )
+        need = weight_bytes(shipped, trusted, dtype, quantized)
+        free = free_memory(device, settings.memory_fraction)
+        smaller = "" if quantized else "-o model.quantization=nf4, or "
+        what = "4-bit NF4" if quantized else str(dtype).removeprefix("torch.")
+        refusal = ModelError(
+            f"{settings.id} does not fit: its weights take {need / 1e9:.2f} GB in {what}, and of "
+            f"{device}'s memory {free / 1e9:.2f} GB are free for it (model.memory_fraction "
+            f"{settings.memory_fraction:.3g}). Free some, or take {smaller}a smaller model."
+        )
+        if need > free:
+            raise refusal
+        model, found = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype,
+            quantization_config=nf4 if quantized else None,
+            device_map={"": str(device)},
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named and refused below
+        )
     except SparError:
         raise
     except Exception as error:  # noqa: BLE001 - model code may be anyone's, and so its errors
+        if refusal and is_out_of_memory(error):
+            raise refusal from None
         raise _cannot_load(settings, "model", error) from None
-    _refuse_parts(settings.id, found)
+    # Weights that were not in the file have a random start in their place.
+    _refuse_parts(
+        settings.id,
+        lack=sorted(found["missing_keys"]),
+        unfit=sorted(str(key[0]) for key in found["mismatched_keys"]),
+        unused=sorted(found["unexpected_keys"]),
+    )
     if bad := not_finite(_floats(model)):
         raise ModelError(
             f"{settings.id}: {bad} holds NaN or infinity: the file is damaged, or overflowed when "
@@ -137,40 +153,15 @@ def weight_bytes(config: Any, trusted: bool, dtype: torch.dtype, quantized: bool
     """Bytes that a model's weights will take, from its config alone; ``trusted``: run its code."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    head = model.get_output_embeddings()
-    small = {
-        id(m.weight)
-        for m in model.modules()
-        if quantized and isinstance(m, torch.nn.Linear | Conv1D) and m is not head
-    }
+    small: set[int] = set()
+    if quantized:
+        head = model.get_output_embeddings()
+        layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D))
+        small = {id(layer.weight) for layer in layers if layer is not head}
     return sum(
         int(p.numel() * (NF4_BYTES if id(p) in small else dtype.itemsize))
         for p in model.parameters()
     )
-
-
-@contextlib.contextmanager
-def _fitting(
-    config: Any, settings: Model, device: torch.device, dtype: torch.dtype, quantized: bool
-) -> Iterator[None]:
-    """Refuse a model larger than the free memory, before loading it or when it runs out."""
-    free = free_memory(device, settings.memory_fraction)
-    need = weight_bytes(config, settings.trust_remote_code, dtype, quantized)
-    smaller = "" if quantized else "-o model.quantization=nf4, or "
-    what = "4-bit NF4" if quantized else str(dtype).removeprefix("torch.")
-    refusal = ModelError(
-        f"{settings.id} does not fit: its weights take {need / 1e9:.2f} GB in {what}, and of "
-        f"{device}'s memory {free / 1e9:.2f} GB are free for it (model.memory_fraction "
-        f"{settings.memory_fraction:.3g}). Free some, or take {smaller}a smaller model."
-    )
-    if need > free:
-        raise refusal
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise refusal from None
-        raise
 
 
 def _refuse_quantized(model_id: str, shipped: Any, quantized: bool) -> None:
@@ -178,41 +169,31 @@ def _refuse_quantized(model_id: str, shipped: Any, quantized: bool) -> None:
 
     bitsandbytes' own 4 bits are taken as they are, where 4 bits are wanted.
     """
-    if not shipped:
+    known = shipped if isinstance(shipped, dict | None) else shipped.to_dict()
+    if not known or (quantized and known.get("load_in_4bit")):
         return
-    known = shipped if isinstance(shipped, dict) else shipped.to_dict()
     method = str(known.get("quant_method") or "an unknown method")
-    if known.get("load_in_4bit") and quantized:
-        return
-    way_out = "Take the unquantized model"
-    if known.get("load_in_4bit"):
-        way_out += ", or -o model.quantization=nf4"
-    raise ModelError(f"{model_id}: its weights are quantized already ({method}). {way_out}.")
+    way_out = ", or -o model.quantization=nf4" if known.get("load_in_4bit") else ""
+    raise ModelError(
+        f"{model_id}: its weights are quantized already ({method}). "
+        f"Take the unquantized model{way_out}."
+    )
 
 
-def _refuse_parts(model_id: str, found: dict[str, Any]) -> None:
-    """Refuse weights that were not in the file (a random start in their place) or did not fit."""
-    missing = sorted(found["missing_keys"])
-    unfit = sorted(str(key[0]) for key in found["mismatched_keys"])
-    if not missing and not unfit:
+def _refuse_parts(model_id: str, lack: list[str], unfit: list[str], unused: list[str]) -> None:
+    if not lack and not unfit:
         return
-    unused = sorted(found["unexpected_keys"])
+    parts = {"lack {}": lack, "have another shape for {}": unfit}
+    parts["hold {}, which nothing asks for"] = unused
     words = []
-    if missing:
-        words.append(f"lack {_some(missing)}")
-    if unfit:
-        words.append(f"have another shape for {_some(unfit)}")
-    if unused:
-        words.append(f"hold {_some(unused)}, which nothing asks for")
+    for saying, names in parts.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if names:
+            words.append(saying.format(shown))
     raise ModelError(
         f"{model_id}: its weights {' and '.join(words)}. Are they unfinished, of another model, or "
         "saved under other names? Fetch or save them anew."
     )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _cannot_load(settings: Model, what: str, error: Exception) -> ModelError:

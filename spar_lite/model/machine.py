@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from spar_lite.errors import ModelError
 
@@ -24,7 +24,6 @@ ROUNDS, TRIES = 10, 10
 """How often each number of threads is tried, and products timed each time: half a second in all."""
 
 LINUX = sys.platform == "linux"
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -92,7 +91,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        _CLEAR.write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return  # the peak is then the process's whole past
 
@@ -102,7 +101,7 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
-        lines = _STATUS.read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return int(psutil.Process().memory_info().rss)
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -121,18 +120,18 @@ def best_threads(hidden: int, clock: Callable[[], float] = time.perf_counter) ->
     # In turns, so that a core that is busy for a moment does not decide.
     for threads in sorted({1, max(1, cores // 2), cores}) * ROUNDS:
         torch.set_num_threads(threads)
-        took = _seconds(weight, x, clock)
+        took = least_seconds(lambda: torch.mm(weight, x), clock)
         seconds[threads] = min(took, seconds.get(threads, took))
     torch.set_num_threads(before)
     least = min(seconds.values())
     return min(threads for threads, took in seconds.items() if took * NEAR <= least)
 
 
-def _seconds(weight: Tensor, x: Tensor, clock: Callable[[], float]) -> float:
-    """Least time of one product, of a few."""
+def least_seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    """Least time of one call, of a few."""
     took = []
     for _ in range(TRIES):
         start = clock()
-        torch.mm(weight, x)
+        call()
         took.append(clock() - start)
     return min(took)

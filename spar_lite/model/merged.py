@@ -1,4 +1,4 @@
-"""Fast weights: for as long as one role answers, each layer is one plain matrix.
+"""Merged weights: for as long as one role answers, each layer is one plain matrix.
 
 The base is de-quantized and the active adapter's product added once, into new tensors; nothing is
 quantized again and the trained adapter is not touched. A step then reads 2 bytes a parameter
@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from torch.nn.functional import linear
 
 from spar_lite.errors import ModelError
+from spar_lite.model.machine import least_seconds
 
 BUCKETS = 10
 """Row counts by powers of two, up to 512, for which the faster product is measured."""
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-class FastWeights:
+
+class MergedWeights:
     """Replaces the products of every LoRA layer, and of the head, until ``remove``.
 
     Args:
@@ -33,7 +37,7 @@ class FastWeights:
 
     def __init__(self, model: Any, adapter: str | None) -> None:
         self.layers = _linear(model)
-        product = best_product() if model.device.type == "cpu" else torch.nn.functional.linear
+        product = best_product() if model.device.type == "cpu" else linear
         try:
             for layer in self.layers:
                 base = layer.get_base_layer()
@@ -55,14 +59,8 @@ class FastWeights:
             layer.__dict__.pop("forward", None)
 
 
-def copy_bytes(model: Any, adapter: str | None) -> int:
-    """Bytes that ``FastWeights`` will take."""
-    layers = [layer.get_base_layer() for layer in _linear(model)]
-    return sum(
-        layer.in_features * layer.out_features * model.dtype.itemsize
-        for layer in layers
-        if adapter is not None or getattr(layer.weight, "quant_state", None) is not None
-    )
+def _forward(product: Product, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    return lambda x, *_, **__: product(x, weight, bias)
 
 
 def _linear(model: Any) -> list[Any]:
@@ -71,17 +69,27 @@ def _linear(model: Any) -> list[Any]:
     return [m for m in found if isinstance(m.get_base_layer(), torch.nn.Linear)]
 
 
+def copy_bytes(model: Any, adapter: str | None) -> int:
+    """Bytes that ``MergedWeights`` will take."""
+    layers = [layer.get_base_layer() for layer in _linear(model)]
+    return sum(
+        layer.in_features * layer.out_features * model.dtype.itemsize
+        for layer in layers
+        if adapter is not None or getattr(layer.weight, "quant_state", None) is not None
+    )
+
+
 def dense(layer: Any, dtype: torch.dtype) -> Tensor:
     """The weight of a linear layer as a plain matrix (out, in); the same tensor if it is one."""
+    weight: Tensor = layer.weight.data
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
-        weight: Tensor = layer.weight.data
         return weight
     refuse_repacked(layer)
     from bitsandbytes.functional import dequantize_4bit
 
-    whole: Tensor = dequantize_4bit(layer.weight.data, state)
-    return whole.to(dtype)
+    weight = dequantize_4bit(weight, state)
+    return weight.to(dtype)
 
 
 def refuse_repacked(layer: Any) -> None:
@@ -97,13 +105,6 @@ def refuse_repacked(layer: Any) -> None:
         )
 
 
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _forward(product: Product, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
-    return lambda x, *_, **__: product(x, weight, bias)
-
-
 @functools.cache
 def best_product(clock: Callable[[], float] = time.perf_counter) -> Product:
     """x @ weight.T, written for each number of rows in the order that this CPU does faster.
@@ -111,16 +112,17 @@ def best_product(clock: Callable[[], float] = time.perf_counter) -> Product:
     Which of x @ W.T and (W @ x.T).T wins differs by machine and by rows, up to threefold (LOG.md).
     """
     weight = torch.ones(1536, 576)
-    turn = []
+    faster = []
     for bucket in range(BUCKETS):
-        x = torch.ones(2**bucket, weight.shape[1])
-        plain, turned = (_seconds(f, x, weight, clock) for f in (_linear_rows, _turned_rows))
-        turn.append(turned < plain)
+        rows = torch.ones(2**bucket, weight.shape[1])
+        plain, turned = (
+            least_seconds(functools.partial(way, rows, weight), clock) for way in (linear, _turned)
+        )
+        faster.append(_turned if turned < plain else linear)
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        turned = turn[min(len(rows).bit_length() - 1, BUCKETS - 1)]
-        out = (_turned_rows if turned else _linear_rows)(rows, weight)
+        out = faster[min(len(rows).bit_length() - 1, BUCKETS - 1)](rows, weight)
         if bias is not None:
             out += bias
         return out.view(*x.shape[:-1], len(weight))
@@ -128,25 +130,6 @@ def best_product(clock: Callable[[], float] = time.perf_counter) -> Product:
     return product
 
 
-def _linear_rows(rows: Tensor, weight: Tensor) -> Tensor:
-    return rows @ weight.t()
-
-
-def _turned_rows(rows: Tensor, weight: Tensor) -> Tensor:
+def _turned(rows: Tensor, weight: Tensor) -> Tensor:
     # Attention has a fast kernel for rows that lie together, and a slow one for others.
     return (weight @ rows.t()).t().contiguous()
-
-
-def _seconds(
-    product: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    weight: Tensor,
-    clock: Callable[[], float],
-) -> float:
-    """Least time of one product, of a few."""
-    took = []
-    for _ in range(7):
-        start = clock()
-        product(x, weight)
-        took.append(clock() - start)
-    return min(took)

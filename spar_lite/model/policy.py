@@ -8,6 +8,8 @@ are toggled in place: no weight moves.
 from __future__ import annotations
 
 import hashlib
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,10 +31,10 @@ from spar_lite.model.adapters import read_adapter
 from spar_lite.model.chat import ChatTemplate
 from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer, not_finite
 from spar_lite.model.machine import best_threads, give_back, pick_device
-from spar_lite.model.merged import FastWeights, refuse_repacked
+from spar_lite.model.merged import MergedWeights, refuse_repacked
 from spar_lite.model.source import locate, reach_hub
 from spar_lite.recipe import Model
-from spar_lite.records import Message, Role
+from spar_lite.records import Role
 
 ADAPTERS: dict[Role, str] = {"actor": "default", "refiner": "refiner"}
 
@@ -44,9 +46,10 @@ class Policy:
         self.model = model
         self.chat = chat
         self.tokenizer = chat.tokenizer
+        self.encode = chat.encode
         self.quantized = quantized
         self.role: Role | None = None
-        self.fast: FastWeights | None = None
+        self.fast: MergedWeights | None = None
         self._fresh = {
             role: {name: tensor.cpu().clone() for name, tensor in self.weights(role).items()}
             for role in ADAPTERS
@@ -74,34 +77,12 @@ class Policy:
         tokenizer = load_tokenizer(where, settings)
         chat = ChatTemplate(tokenizer, settings.chat_template, settings.id)
         base = load_base(where, settings, device, quantized)
-        return cls.build(base, chat, settings, seed, quantized)
-
-    @classmethod
-    def build(
-        cls, base: Any, chat: ChatTemplate, settings: Model, seed: int, quantized: bool
-    ) -> Policy:
-        """Put two fresh adapters on a base that is already in memory, and suit the device."""
-        torch.manual_seed(seed)
-        tokenizer, words = chat.tokenizer, base.get_input_embeddings().num_embeddings
-        if tokenizer.pad_token_id >= words:  # some tokenizers name one that the model never had
-            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token_id >= base.get_input_embeddings().num_embeddings:
+            tokenizer.pad_token = tokenizer.eos_token  # theirs is one that the model never had
         keep_4bit_layout(base)
-        config = _lora_config(settings)
-        with warnings.catch_warnings():
-            # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            warnings.filterwarnings("ignore", message=".*Setting fan_in_fan_out")  # GPT-2's
-            try:
-                model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
-                model.add_adapter(ADAPTERS["refiner"], config)
-            except ValueError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise ModelError(
-                    f"model.lora.target {settings.lora.target!r} does not fit {settings.id}: "
-                    f"{reason} Name linear layers of its own, or take all-linear."
-                ) from None
-        policy = cls(model, chat, quantized)
-        if policy.device.type == "cpu":
+        torch.manual_seed(seed)
+        policy = cls(_add_adapters(base, settings), chat, quantized)
+        if device.type == "cpu":
             hidden = base.config.get_text_config().hidden_size
             torch.set_num_threads(settings.threads or best_threads(hidden))
         else:
@@ -129,8 +110,8 @@ class Policy:
         return tuple(sorted(i for i in ids if i is not None))
 
     @property
-    def positions(self) -> int | None:
-        """Tokens of prompt and reply together that can be served; None if not said.
+    def positions(self) -> int:
+        """Tokens of prompt and reply together that can be served; without end if not said.
 
         Long-rope models (Phi-3.5) end before their second set of factors: it would count for tokens
         in the cache too, which were computed with the first.
@@ -140,7 +121,7 @@ class Policy:
         key = "max_position_embeddings"
         if rope.get("rope_type") == "longrope" and rope.get(f"original_{key}"):
             return int(rope[f"original_{key}"])
-        return getattr(config, key, None) or None
+        return getattr(config, key, None) or sys.maxsize
 
     def switch(self, role: Role) -> None:
         """Make ``role`` answer: toggles adapters in place, in eval mode, nothing trainable."""
@@ -156,10 +137,10 @@ class Policy:
         self.role = role
 
     def speed_up(self) -> None:
-        """Give the present role fast weights until ``slow_down``; see ``merged``."""
+        """Give the present role merged weights until ``slow_down``; see ``merged``."""
         if self.fast is None:
             adapter = None if self.role in (None, "base") else ADAPTERS[self.role]
-            self.fast = FastWeights(self.inner, adapter)
+            self.fast = MergedWeights(self.inner, adapter)
 
     def slow_down(self) -> None:
         """Back to the layers' own products; the memory is returned."""
@@ -185,10 +166,6 @@ class Policy:
             self.inner.disable_input_require_grads()
             self.model.zero_grad(set_to_none=True)
             self.switch(role)
-
-    def encode(self, messages: Sequence[Message], reply: bool = True) -> list[int]:
-        """A chat as token ids by the chat template; ``reply`` opens the assistant's turn."""
-        return self.chat.encode(messages, reply)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text, special tokens dropped."""
@@ -226,12 +203,11 @@ class Policy:
         name = ADAPTERS[role]
         staging = folder.with_name(folder.name + ".tmp")
         self.model.save_pretrained(str(staging), selected_adapters=[name])
-        # PEFT writes every adapter but "default" into a folder of its own name.
-        written = staging if name == "default" else staging / name
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _replace_folder(written, folder)
-        if staging.exists():
-            _remove(staging)
+        shutil.rmtree(folder, ignore_errors=True)  # ours alone, from an unfinished stage
+        # PEFT writes every adapter but "default" into a folder of its own name.
+        (staging if name == "default" else staging / name).rename(folder)
+        shutil.rmtree(staging, ignore_errors=True)
 
     def restore(self, role: Role, folder: Path | None) -> None:
         """Load an adapter that ``save`` wrote into this role; None: the fresh one of the beginning.
@@ -276,24 +252,27 @@ class Policy:
         set_peft_model_state_dict(self.model, state, adapter_name=ADAPTERS[role])
 
 
-def _lora_config(settings: Model) -> LoraConfig:
+def _add_adapters(base: Any, settings: Model) -> PeftModel:
+    """Put two fresh adapters on a base."""
     target = settings.lora.target
-    return LoraConfig(
+    config = LoraConfig(
         r=settings.lora.r,
         lora_alpha=settings.lora.alpha,
         lora_dropout=settings.lora.dropout,
         target_modules=target if isinstance(target, str) else list(target),
         task_type="CAUSAL_LM",
     )
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    """Put ``source`` in the place of ``target`` (ours alone, from an unfinished stage)."""
-    _remove(target)
-    source.rename(target)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers for an attribute that 5.23 renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*Setting fan_in_fan_out")  # GPT-2's
+        try:
+            model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
+            model.add_adapter(ADAPTERS["refiner"], config)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"model.lora.target {target!r} does not fit {settings.id}: "
+                f"{reason} Name linear layers of its own, or take all-linear."
+            ) from None
+    return model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +12,15 @@ from transformers import LogitsProcessorList
 
 from spar_lite.engines.base import Sampling
 from spar_lite.errors import SparError
+from spar_lite.model.decoder import (
+    PREFILL_TOKENS,
+    BatchDecoder,
+    TokenSequence,
+    attention_windows,
+)
 from spar_lite.model.draw import refuse_not_finite
 from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy
-from spar_lite.model.slots import PREFILL_TOKENS, Decoder, TokenSequence, attention_windows
 from spar_lite.records import Message
 
 CHECK_CHATS = (
@@ -51,15 +56,10 @@ def plain_generate(
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    options: dict[str, object] = {"do_sample": False}
+    options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         torch.manual_seed(seed)
-        options = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
+        options = {"do_sample": True, **dataclasses.asdict(sampling)}
     with torch.no_grad():
         output = policy.inner.generate(
             input_ids=ids.to(policy.device),
@@ -91,7 +91,7 @@ def cut(reply: list[int], eos: Sequence[int], limit: int) -> tuple[list[int], bo
 # --- The self-check -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Check:
     """What a self-check found: ``fault`` or None, and in words what was compared."""
 
@@ -125,23 +125,22 @@ def self_check(
     Raises:
         EngineError: the model's own logits are not finite.
     """
-    most = CHECK_TOKENS[policy.device.type]
-    known = [*prompts] or [policy.encode((Message("user", text),)) for text in CHECK_CHATS]
-    if policy.positions is not None:
-        known = [prompt[: policy.positions - CHECK_STEPS] for prompt in known]
-    known.sort(key=len)
     try:
-        windows = attention_windows(policy.inner.config.get_text_config())
+        windows = attention_windows(policy.inner.config.get_text_config()).values()
     except ValueError as error:
         return Check(f"the fast path does not serve it ({error})")
-    # A window shows only in sequences that are longer.
-    reach = max(most, *(w + 2 * CHECK_STEPS for w in windows.values() if w is not None), 0)
-    longest = min(len(known[-1]) + new_tokens, policy.positions or reach, reach)
+    # 1. The two rounds. A window shows only in sequences that are longer.
+    most = CHECK_TOKENS[policy.device.type]
+    known = [*prompts] or [policy.encode((Message("user", text),)) for text in CHECK_CHATS]
+    known = sorted((prompt[: policy.positions - CHECK_STEPS] for prompt in known), key=len)
     wide = _spread(known, most)
     rounds = [[wide[n % len(wide)] for n in range(slots)]]
+    reach = max(most, *(w + 2 * CHECK_STEPS for w in windows if w is not None), 0)
+    longest = min(len(known[-1]) + new_tokens, policy.positions, reach)
     if longest > len(wide[-1]) + CHECK_STEPS:
         tokens = known[-1] * (1 + longest // len(known[-1]))
         rounds.append([tokens[: longest - CHECK_STEPS], known[0]])
+    # 2. Both paths.
     try:
         gaps = _compare(policy, merged, rounds, budget)
     except SparError:
@@ -153,8 +152,8 @@ def self_check(
     if not gaps:  # out of memory, and what had filled it is gone by now
         give_back(policy.device)
         return self_check(policy, slots // 2, merged, prompts, new_tokens, budget)
-    # Of the worse round: a fault of long sequences alone may be one in many.
-    typical, largest = (max(found) for found in zip(*map(_summary, gaps), strict=True))
+    # 3. The verdict is the worse round's: a fault of long sequences alone may be one in many.
+    typical, largest = (max(float(of(gap)) for gap in gaps) for of in (Tensor.median, Tensor.max))
     shares = f"{100 * typical:.2g} % of their spread, {100 * largest:.2g} % at most"
     limits = TOLERANCE.get(policy.inner.dtype, TOLERANCE[torch.float32])
     if not (typical <= limits[0] and largest <= limits[1]):
@@ -167,27 +166,6 @@ def self_check(
     )
 
 
-def _compare(
-    policy: Policy, merged: bool, rounds: list[list[list[int]]], budget: int | None
-) -> list[Tensor]:
-    """The distances of each round's logits; merged weights are gone afterwards, whatever came."""
-    policy.slow_down()
-    asked_for = {tuple(prompt) for asked in rounds for prompt in asked}
-    forced = {prompt: _reference(policy, list(prompt)) for prompt in asked_for}
-    try:
-        if merged:
-            policy.speed_up()
-        return [_gaps(policy, asked, forced, budget) for asked in rounds]
-    finally:
-        policy.slow_down()
-
-
-def _summary(gaps: Tensor) -> tuple[float, float]:
-    """Median and largest; infinite where a gap is NaN, which no comparison would notice."""
-    gaps = gaps.nan_to_num(nan=torch.inf)
-    return float(gaps.median()), float(gaps.max())
-
-
 def _spread(prompts: Sequence[list[int]], most: int) -> list[list[int]]:
     """Up to eight of some prompts, sorted by length, and no more tokens than ``most`` in all."""
     for count in range(min(8, len(prompts)), 1, -1):
@@ -197,50 +175,50 @@ def _spread(prompts: Sequence[list[int]], most: int) -> list[list[int]]:
     return [prompts[-1][:most]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Forced:
-    """The tokens that follow a prompt, and the logits (CHECK_STEPS + 1, vocabulary) before each."""
+def _compare(
+    policy: Policy, merged: bool, rounds: list[list[list[int]]], budget: int | None
+) -> list[Tensor]:
+    """Each round's distances between the logits before every token of every sequence.
 
-    tokens: list[int]
-    logits: Tensor
+    Infinite where one is NaN, which no comparison would notice. Merged weights are gone afterwards,
+    whatever came.
+    """
+    policy.slow_down()
+    # 1. What plain forward passes say: for each prompt the tokens that follow it, and the logits
+    # (CHECK_STEPS + 1, vocabulary) before each.
+    forced = {}
+    for prompt in {tuple(chat) for asked in rounds for chat in asked}:
+        script = (prompt * (1 + CHECK_STEPS // len(prompt)))[:CHECK_STEPS]
+        ids = torch.tensor([prompt + script], device=policy.device)
+        with torch.no_grad():
+            output = policy.inner(input_ids=ids, use_cache=False, logits_to_keep=CHECK_STEPS + 1)
+        logits = output.logits[0, -CHECK_STEPS - 1 :].float()
+        refuse_not_finite(logits)
+        forced[prompt] = (*script, 0), logits
 
-
-def _reference(policy: Policy, prompt: list[int]) -> _Forced:
-    tokens = (prompt * (1 + CHECK_STEPS // len(prompt)))[:CHECK_STEPS]
-    ids = torch.tensor([prompt + tokens], device=policy.device)
-    with torch.no_grad():
-        output = policy.inner(input_ids=ids, use_cache=False, logits_to_keep=CHECK_STEPS + 1)
-    logits = output.logits[0, -CHECK_STEPS - 1 :].float()
-    refuse_not_finite(logits)
-    return _Forced(tokens, logits)
-
-
-class _ForcedDecoder(Decoder):
-    """Goes on with the tokens that it is told, and compares the logits that it would draw from."""
-
-    forced: dict[tuple[int, ...], _Forced]
-    gaps: list[Tensor]
-
-    def _extend(self, sequences: Sequence[TokenSequence], logits: Tensor) -> None:
+    # 2. The decoder, going on with those tokens.
+    def force(logits: Tensor, sequences: Sequence[TokenSequence]) -> list[int]:
+        tokens = []
         for sequence, found in zip(sequences, logits, strict=True):
-            script, place = self.forced[tuple(sequence.prompt)], len(sequence.reply)
-            wanted = script.logits[place]
-            self.gaps.append((found.float() - wanted).square().mean().sqrt() / wanted.std())
-            sequence.tokens.append([*script.tokens, 0][place])
+            script, wanted = forced[tuple(sequence.prompt)]
+            place = len(sequence.reply)
+            off = (found.float() - wanted[place]).square().mean().sqrt() / wanted[place].std()
+            gaps[-1].append(off.nan_to_num(nan=torch.inf))
+            tokens.append(script[place])
+        return tokens
 
-
-def _gaps(
-    policy: Policy,
-    prompts: Sequence[list[int]],
-    forced: dict[tuple[int, ...], _Forced],
-    budget: int | None,
-) -> Tensor:
-    """The distance of the logits before every token of every sequence."""
+    gaps: list[list[Tensor]] = []
     prefill = PREFILL_TOKENS[policy.device.type]
-    decoder: Any = _ForcedDecoder(policy.inner, len(prompts), policy.eos, prefill, budget)
-    decoder.forced, decoder.gaps = forced, []
-    for prompt in prompts:
-        decoder.add(TokenSequence(prompt, CHECK_STEPS + 1, Sampling(), 0))
-    while not decoder.idle:
-        decoder.step()
-    return torch.stack(decoder.gaps)
+    try:
+        if merged:
+            policy.speed_up()
+        for asked in rounds:
+            gaps.append([])
+            decoder = BatchDecoder(policy.inner, len(asked), (), prefill, budget, force)
+            for chat in asked:
+                decoder.add(TokenSequence(chat, CHECK_STEPS + 1, Sampling(), 0))
+            while not decoder.idle:
+                decoder.step()
+    finally:
+        policy.slow_down()
+    return [torch.stack(found) for found in gaps]

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TypeVar
 
 from spar_lite.engines.base import OPEN, Completion, Request
 from spar_lite.errors import EngineError, SparError
+from spar_lite.model.decoder import PREFILL_TOKENS, BatchDecoder, TokenSequence, Usage
 from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out_of_memory
 from spar_lite.model.merged import copy_bytes
 from spar_lite.model.policy import ADAPTERS, Policy
-from spar_lite.model.reference import Check, cut, plain_generate, self_check
-from spar_lite.model.slots import PREFILL_TOKENS, Counts, Decoder, TokenSequence
+from spar_lite.model.reference import cut, plain_generate, self_check
 from spar_lite.recipe import EngineSettings
 from spar_lite.records import Role, stable_seed
 
@@ -29,27 +30,7 @@ SLOTS = {"cpu": 64, "cuda": 256}
 TURNS = 12
 """Turns of the event loop after a step; more than any chain of awaits in the method is long."""
 
-
-@dataclass(slots=True)
-class Usage(Counts):
-    """What the engine has done since the last ``take_usage``."""
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    capacity: int = 0
-
-    def count(self, decoder: Decoder) -> None:
-        """Add what a decoder did since it was last asked."""
-        done, decoder.counts = decoder.counts, Counts()
-        for part in fields(Counts):
-            setattr(self, part.name, getattr(self, part.name) + getattr(done, part.name))
-        self.capacity += done.steps * decoder.slots
-
-    @property
-    def occupancy(self) -> float:
-        """Mean running sequences over capacity, per decoding step."""
-        return self.running / self.capacity if self.capacity else 0.0
+Found = TypeVar("Found")
 
 
 class RolloutEngine:
@@ -82,7 +63,8 @@ class RolloutEngine:
         self.usage = Usage()
         self.on_tokens: Callable[[int], None] = lambda _: None
         self._checked: dict[Role, tuple[int, int, bool]] = {}
-        self._queue: list[tuple[Request, list[int], asyncio.Future[Completion]]] = []
+        # A sequence's owner is its request's id and the future that its caller awaits.
+        self._queue: list[TokenSequence] = []
         self._open: set[asyncio.Future[Completion]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._role: Role | None = None
@@ -96,37 +78,34 @@ class RolloutEngine:
             EngineError: a prompt leaves no position for a reply, another role is still answering,
                 the logits are not finite, or the model's forward pass failed.
         """
-        encoded = [self._encode(request) for request in requests]
+        sequences = [self._sequence(role, request) for request in requests]
         while self._loop is not None and self._role != role:
             if self._open:
                 raise EngineError(f"asked for {role} while {self._role} is still answering")
             await self._loop  # its last reply is out, and it is about to end
         self._role = role
-        loop = asyncio.get_running_loop()
-        futures = []
-        for request, ids in encoded:
-            future: asyncio.Future[Completion] = loop.create_future()
-            self._queue.append((request, ids, future))
-            self._open.add(future)
+        futures = [sequence.owner[1] for sequence in sequences]
+        self._queue += sequences
+        self._open.update(futures)
+        for future in futures:
             future.add_done_callback(self._open.discard)
-            futures.append(future)
         if self._loop is None:
             self._loop = asyncio.create_task(self._run(role))
         return list(await asyncio.gather(*futures))
 
-    def _encode(self, request: Request) -> tuple[Request, list[int]]:
-        """The request with a limit that the model's positions allow, and its token ids."""
+    def _sequence(self, role: Role, request: Request) -> TokenSequence:
+        """The request's tokens, with a limit that the model's positions allow."""
         ids = self.policy.encode(request.messages)
-        room = request.max_new_tokens
-        if self.policy.positions is not None:
-            room = min(room, self.policy.positions - len(ids))
+        room = min(request.max_new_tokens, self.policy.positions - len(ids))
         if room < 1:
             raise EngineError(
                 f"{request.id}: its prompt has {len(ids)} tokens, and the model reads "
                 f"{self.policy.positions} with the reply. Shorten the prompts, or choose a model "
                 "with more positions."
             )
-        return replace(request, max_new_tokens=room), ids
+        seed = stable_seed(self.seed, role, request.id)
+        owner = request.id, asyncio.get_running_loop().create_future()
+        return TokenSequence(ids, room, request.sampling, seed, owner)
 
     def take_usage(self) -> Usage:
         """Return the usage counted so far and start anew."""
@@ -141,8 +120,8 @@ class RolloutEngine:
         """
         if self.path != "auto":
             return self.path == "continuous"
-        prompts = [ids for _, ids, _ in self._queue]
-        new_tokens = max((request.max_new_tokens for request, _, _ in self._queue), default=1)
+        prompts = [sequence.prompt for sequence in self._queue]
+        new_tokens = max((sequence.max_new_tokens for sequence in self._queue), default=1)
         rows = max(1, min(self.slots, len(prompts)))
         longest = max(map(len, prompts), default=0) + new_tokens
         known_rows, known_longest, fast = self._checked.get(role, (0, 0, True))
@@ -153,26 +132,20 @@ class RolloutEngine:
         return fast
 
     def _check(self, role: Role, rows: int, prompts: list[list[int]], new_tokens: int) -> bool:
-        self.policy.switch(role)
-        where = f"{role} on {self.policy.device}"
-        budget = cache_budget(self.policy.device, self.memory_fraction)
-
-        def check(merged: bool) -> Check:
-            return self_check(self.policy, rows, merged, prompts, new_tokens, budget)
-
-        found = check(self.merges(role))
-        if found.fault and self.merges(role):
+        policy, where = self.policy, f"{role} on {self.policy.device}"
+        policy.switch(role)
+        budget = cache_budget(policy.device, self.memory_fraction)
+        found = self_check(policy, rows, merged := self.merges(role), prompts, new_tokens, budget)
+        if found.fault and merged:
             self.say(f"{where}: with merged weights {found.fault}; using base plus adapter")
             self.weights = "separate"
-            found = check(False)
-        if found.fault:
-            self.say(f"{where}: {found.fault}; using plain generate in static batches")
-        else:
-            self.say(f"{where}: {found.proved}")
+            found = self_check(policy, rows, False, prompts, new_tokens, budget)
+        otherwise = f"{found.fault}; using plain generate in static batches"
+        self.say(f"{where}: {otherwise if found.fault else found.proved}")
         return found.fault is None
 
     def merges(self, role: Role) -> bool:
-        """Whether ``role`` answers with fast weights (``merged``), as the recipe and memory say."""
+        """Whether ``role`` answers with merged weights, as the recipe and memory say."""
         if self.weights != "auto":
             return self.weights == "merged"
         # On CUDA the gain has not been measured; on a CPU it has (LOG.md).
@@ -187,7 +160,7 @@ class RolloutEngine:
             await asyncio.sleep(0)  # let every caller of this moment queue its requests
             fast = self.fast(role)
             self.policy.switch(role)
-            await (self._continuous() if fast else self._static())
+            await (self._continuous(role) if fast else self._static())
         except BaseException as error:  # whatever it was, nobody may wait forever
             fault = error
             if isinstance(error, Exception) and not isinstance(error, SparError):
@@ -207,47 +180,68 @@ class RolloutEngine:
             self._loop = None
             give_back(self.policy.device)
 
-    async def _continuous(self) -> None:
-        if self.merges(self.policy.role or "base"):
-            self.policy.speed_up()
-        decoder = self._decoder()
-        owners: dict[int, tuple[Request, asyncio.Future[Completion]]] = {}
+    async def _continuous(self, role: Role) -> None:
+        """All that is queued through one decoder, and what is queued while it runs."""
+        policy, device = self.policy, self.policy.device
+        if self.merges(role):
+            policy.speed_up()
+        give_back(device)
+        budget = cache_budget(device, self.memory_fraction)
+        prefill = PREFILL_TOKENS[device.type]
+        decoder = BatchDecoder(policy.inner, self.slots, self.eos, prefill, budget)
         while self._queue or not decoder.idle:
             # The longest first, so that no long one is left to run alone at the end.
-            self._queue.sort(key=lambda item: -item[0].max_new_tokens)
-            for request, ids, future in self._queue:
-                sequence = self._sequence(request, ids)
-                owners[id(sequence)] = (request, future)
+            for sequence in sorted(self._queue, key=lambda s: -s.max_new_tokens):
                 decoder.add(sequence)
             self._queue.clear()
-            for sequence in self._step(decoder):
-                request, future = owners.pop(id(sequence))
-                self._deliver(request, sequence.prompt, sequence.reply, sequence.finished, future)
-            self.usage.count(decoder)
+            decoder.usage = self.usage
+            finished = self._unless_full(decoder.step, decoder.slots)
+            if finished is None:
+                decoder.shrink()
+                give_back(device)
+            for sequence in finished or ():
+                self._deliver(sequence)
             self.on_tokens(len(decoder.active))
             await _give_way()
 
-    def _decoder(self) -> Decoder:
-        """A decoder with an empty cache, as large as the memory that is free now allows."""
-        policy = self.policy
-        give_back(policy.device)
-        budget = cache_budget(policy.device, self.memory_fraction)
-        prefill = PREFILL_TOKENS[policy.device.type]
-        return Decoder(policy.inner, self.slots, self.eos, prefill, budget)
+    async def _static(self) -> None:
+        """Batches of like settings, sorted by prompt length, through plain ``generate``."""
+        while self._queue:
+            # 1. The next batch. Where a shorter prompt has more room than the longest one leaves,
+            # and wants it, it waits.
+            self._queue.sort(key=lambda s: (repr(s.sampling), len(s.prompt)))
+            sampling = self._queue[0].sampling
+            alike = [s for s in self._queue if repr(s.sampling) == repr(sampling)]
+            batch = alike[: self.slots]
+            del self._queue[: len(batch)]
+            room = self.policy.positions - len(batch[-1].prompt)
+            limit = min(room, max(s.max_new_tokens for s in batch))
+            self._queue += [s for s in batch if s.max_new_tokens > limit]
+            batch = [s for s in batch if s.max_new_tokens <= limit]
+            # 2. Its replies.
+            prompts = [s.prompt for s in batch]
+            seed = stable_seed(self.seed, *(s.owner[0] for s in batch))
+            replies = self._unless_full(
+                partial(plain_generate, self.policy, prompts, limit, sampling, seed), len(batch)
+            )
+            if replies is None:
+                self._queue += batch
+                give_back(self.policy.device)
+                continue
+            for sequence, reply in zip(batch, replies, strict=True):
+                kept, sequence.finished = cut(reply, self.policy.eos, sequence.max_new_tokens)
+                sequence.tokens += kept
+                self._deliver(sequence)
+                self.on_tokens(len(kept))
+            await _give_way()
 
-    def _step(self, decoder: Decoder) -> list[TokenSequence]:
-        """One step; out of memory, half as many sequences go on, and none is lost."""
+    def _unless_full(self, call: Callable[[], Found], slots: int) -> Found | None:
+        """What ``call`` returns; None if memory ran out, and half as many ``slots`` go on."""
         try:
-            return decoder.step()
+            return call()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        self._halve(decoder.slots)
-        decoder.shrink()
-        give_back(self.policy.device)
-        return []
-
-    def _halve(self, slots: int) -> None:
         if slots == 1:
             raise EngineError(
                 f"out of memory on {self.policy.device} with one sequence at a time. Shorten "
@@ -255,63 +249,19 @@ class RolloutEngine:
             )
         self.slots = slots // 2
         self.say(f"out of memory with {slots} sequences at a time: going on with {self.slots}")
+        return None
 
-    async def _static(self) -> None:
-        """Batches of like settings, sorted by prompt length, through plain ``generate``."""
-        while self._queue:
-            self._queue.sort(key=lambda item: (repr(item[0].sampling), len(item[1])))
-            sampling = self._queue[0][0].sampling
-            size = next(
-                (n for n, item in enumerate(self._queue) if item[0].sampling != sampling),
-                len(self._queue),
-            )
-            batch = self._queue[: min(size, self.slots)]
-            del self._queue[: len(batch)]
-            limit = max(request.max_new_tokens for request, _, _ in batch)
-            if self.policy.positions is not None:
-                # The shorter prompts' room is not the longest one's: who wants more waits.
-                longest = max(len(ids) for _, ids, _ in batch)
-                limit = min(limit, self.policy.positions - longest)
-                self._queue += [item for item in batch if item[0].max_new_tokens > limit]
-                batch = [item for item in batch if item[0].max_new_tokens <= limit]
-            seed = stable_seed(self.seed, *(request.id for request, _, _ in batch))
-            try:
-                replies = plain_generate(
-                    self.policy, [ids for _, ids, _ in batch], limit, sampling, seed
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._queue += batch
-                self._halve(min(len(batch), self.slots))
-                give_back(self.policy.device)
-                continue
-            for (request, ids, future), reply in zip(batch, replies, strict=True):
-                kept, ended = cut(reply, self.policy.eos, request.max_new_tokens)
-                self._deliver(request, ids, kept, ended, future)
-                self.on_tokens(len(kept))
-            await _give_way()
-
-    def _sequence(self, request: Request, ids: list[int]) -> TokenSequence:
-        seed = stable_seed(self.seed, self._role, request.id)
-        return TokenSequence(ids, request.max_new_tokens, request.sampling, seed)
-
-    def _deliver(
-        self,
-        request: Request,
-        prompt: list[int],
-        reply: list[int],
-        finished: bool,
-        future: asyncio.Future[Completion],
-    ) -> None:
+    def _deliver(self, sequence: TokenSequence) -> None:
+        name, future = sequence.owner
+        prompt, reply = len(sequence.prompt), len(sequence.reply)
         self.usage.calls += 1
-        self.usage.prompt_tokens += len(prompt)
-        self.usage.completion_tokens += len(reply)
-        text = self.policy.decode(reply)
+        self.usage.prompt_tokens += prompt
+        self.usage.completion_tokens += reply
+        text = self.policy.decode(sequence.reply)
         if self.policy.chat.opens_thought:  # the reply begins inside it, and must show that
             text = OPEN + text
         if not future.done():
-            future.set_result(Completion(request.id, text, len(prompt), len(reply), finished))
+            future.set_result(Completion(name, text, prompt, reply, sequence.finished))
 
 
 async def _give_way() -> None:

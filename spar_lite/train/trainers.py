@@ -6,7 +6,6 @@ one of them changes, this is the file to look at.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import warnings
@@ -18,13 +17,13 @@ from unittest import mock
 import torch
 import trl.trainer.utils
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer, SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 from spar_lite.model.policy import Policy
 from spar_lite.train.rows import LengthSampler
 
-REFERENCE = "ref"
-"""What TRL calls the frozen copy of the actor."""
+SIDES = ("chosen", "rejected")
+"""What TRL calls the replies of a pair."""
 
 
 class Mixin:
@@ -45,11 +44,8 @@ class Mixin:
         return LengthSampler(self.train_dataset["length"], size, self.args.seed)
 
 
-@dataclasses.dataclass
-class DpoArguments(DPOConfig):  # type: ignore[misc]
-    """TRL's arguments and the weight of our likelihood term."""
-
-    nll_weight: float = 0.0
+class SparSft(Mixin, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFT trainer."""
 
 
 class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
@@ -57,9 +53,37 @@ class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
 
     TRL's own likelihood term ("sft") is a mean over the micro-batch's tokens, so that long answers
     weigh more; and where a step's last micro-batch is short, its pairs weigh more.
+
+    The reference is the actor as it is when the trainer is built: its log p come with the rows.
     """
 
     loss_is_scaled_for_ga = True
+
+    def __init__(self, nll_weight: float, **arguments: Any) -> None:
+        # Without a reference model TRL would copy the adapter that is trained, to be one.
+        stand_in = torch.nn.Identity()
+        stand_in.config = arguments["model"].config
+        super().__init__(ref_model=stand_in, **arguments)
+        self.nll_weight = nll_weight
+        self.reference = self.log_p(len(self.train_dataset))
+        for side, values in zip(SIDES, zip(*self.reference, strict=True), strict=True):
+            self.train_dataset = self.train_dataset.add_column(f"ref_{side}_logps", list(values))
+        self.precompute_ref_logps = True  # as an argument it would hash the whole model first
+
+    def log_p(self, count: int) -> list[tuple[float, ...]]:
+        """Log p of the chosen and of the rejected reply, for the first ``count`` rows (nats).
+
+        In the batches of the first epoch, so that not even rounding tells actor from reference.
+        """
+        order = [place for place in self._get_train_sampler() if place < count]
+        found: dict[int, tuple[float, ...]] = {}
+        for start in range(0, count, self.args.train_batch_size):
+            batch = order[start : start + self.args.train_batch_size]
+            rows = self.data_collator([self.train_dataset[place] for place in batch])
+            sides = self.compute_ref_log_probs(self.model, self._prepare_inputs(rows))
+            pairs = zip(*(side.tolist() for side in sides), strict=True)
+            found.update(zip(batch, pairs, strict=True))
+        return [found[place] for place in range(count)]
 
     def get_batch_samples(self, *args: Any) -> tuple[list[Any], int]:
         """A step's micro-batches, and how many sequences they hold together."""
@@ -83,7 +107,7 @@ class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
         # TRL shows a mean over micro-batches; this makes it one over pairs.
         shown = nll.item() * share * self.current_gradient_accumulation_steps
         self._metrics["train"]["nll"].append(shown)
-        return (loss + self.args.nll_weight * nll) * share
+        return (loss + self.nll_weight * nll) * share
 
 
 def mean_nll(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -94,63 +118,33 @@ def mean_nll(log_probs: Tensor, mask: Tensor) -> Tensor:
     return -(log_probs.sum(1) / mask.sum(1)).mean()
 
 
-class SparSft(Mixin, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFT trainer."""
-
-
 @contextmanager
 def patched(policy: Policy) -> Iterator[None]:
-    """Take back what TRL and accelerate do to the model; compute the head where it is needed.
+    """Take back what TRL and accelerate do to the model; no log lines below errors meanwhile.
 
-    TRL patches ``forward``, hooks the embedding, sets every dropout rate to 0 and adds a reference
-    adapter, all for good: a second run, or the other adapter's, would inherit them.
+    They patch ``forward`` and set every dropout rate to 0, all for good: a second run, or the other
+    adapter's, would inherit it.
 
     TRL computes the head on completion tokens alone only where it has Triton; elsewhere on all
     tokens, for fear of recompiling. Nothing is compiled here, so the CPU may skip prompts too:
-    measured a third faster with a vocabulary of 49,152.
+    measured a third faster with a vocabulary of 49,152. A TRL that has no such switch is left as
+    it is, only slower.
     """
-    model = policy.model
-    forwards = {module: module.__dict__.get("forward") for module in (model, policy.inner)}
-    rates = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
-    hooks = policy.inner.get_input_embeddings()._forward_hooks
-    hooked = dict(hooks)
+    rates = {m: m.p for m in policy.model.modules() if isinstance(m, torch.nn.Dropout)}
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with head_where_needed():
-            yield
-    finally:
-        for module, rate in rates.items():
-            module.p = rate
-        # With checkpointing TRL and transformers each add the same hook; one handle is lost.
-        hooks.clear()
-        hooks.update(hooked)
-        for module, forward in forwards.items():
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.__dict__["forward"] = forward
-        if REFERENCE in model.peft_config:
-            model.delete_adapter(REFERENCE)
-        gc.collect()  # the trainer and its optimizer point at each other
-
-
-@contextmanager
-def head_where_needed() -> Iterator[None]:
-    """See ``patched``; a TRL that has no such switch is left as it is, only slower."""
-    with mock.patch.object(trl.trainer.utils, "_use_triton", lambda _: True, create=True):
-        yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines below errors from transformers and TRL, and no known third-party warning."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # TRL 1.16 and PEFT 0.21 use names that transformers 5.23 changed.
+        with (
+            warnings.catch_warnings(),
+            mock.patch.object(policy.model, "forward", policy.model.forward),
+            mock.patch.object(policy.inner, "forward", policy.inner.forward),
+            mock.patch.object(trl.trainer.utils, "_use_triton", lambda _: True, create=True),
+        ):
+            # TRL 1.16 uses a name that transformers 5.23 changed.
             warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
+        for module, rate in rates.items():
+            module.p = rate
+        gc.collect()  # a trainer and its optimizer point at each other

@@ -7,26 +7,24 @@ document. Values are the harness's to the last digit; nothing is scored here.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spar_lite.errors import SparError
 from spar_lite.evaluation.runner import Card, Job, Task, evaluate
-from spar_lite.evaluation.stats import Z95, Interval, wilson
+from spar_lite.evaluation.stats import Z95, Interval, share
+from spar_lite.evaluation.tasks import INSTALL
 from spar_lite.store import StageFile
 
-if TYPE_CHECKING:
-    from spar_lite.model.harness import HarnessTasks
-
-INSTALL = "pip install 'spar-lite[eval]'"
 Found = Mapping[str, Any]
 
 
@@ -45,116 +43,27 @@ class GeneralResult:
     metrics: dict[str, float]
 
 
-def need_harness() -> None:
-    """Make sure that the extra is there.
-
-    Raises:
-        SparError: lm-evaluation-harness is not installed.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise SparError(f"the general tasks come with the extra eval: {INSTALL}")
+Documents = dict[str, list[GeneralResult]]
 
 
-def general_results(found: Found) -> list[GeneralResult]:
-    """One record for each document whose first metric is a share (so not for perplexities)."""
-    return [
-        result
-        for task, samples in found["samples"].items()
-        for result in _documents(task, samples)
-        if 0 <= result.score <= 1
-    ]
+def documents(found: Found) -> Documents:
+    """One record a document, by task; the harness has a sample for each document and filter."""
+    made: Documents = {}
+    for task, samples in found["samples"].items():
+        by_number: dict[int, list[Found]] = {}
+        for sample in samples:
+            by_number.setdefault(sample["doc_id"], []).append(sample)
+        made[task] = [_document(f"{task}/{n}", parts) for n, parts in by_number.items()]
+    return made
 
 
-def general_scores(found: Found) -> dict[str, Interval]:
-    """Every figure as "task:metric", with ",filter" behind it where the task has filters.
-
-    Shares of documents get Wilson's interval (the harness's normal one has no width at 0 and 1);
-    other figures value ± 1.96 standard errors, cut at 0 and 1 if they are means of shares; NaN
-    where the harness gives no standard error. A group's n is the sum over its tasks.
-    """
-    per_document = {
-        (task, name): values
-        for task, samples in found["samples"].items()
-        for name, values in _columns(samples).items()
-    }
-    scores = {}
-    for task, name, value, stderr, n in _figures(found):
-        own = per_document.get((task, name))
-        alike = [own] if own else [v for (_, other), v in per_document.items() if other == name]
-        share = bool(alike) and all(0 <= v <= 1 for part in alike for v in part)
-        scores[score_name(task, name)] = _interval(value, stderr, own or [], share, n)
-    return scores
-
-
-def standard_errors(found: Found) -> dict[str, float]:
-    """The harness's own standard errors by the scores' names, where it gives them."""
-    return {
-        score_name(task, name): stderr
-        for task, name, _, stderr, _ in _figures(found)
-        if not math.isnan(stderr)
-    }
-
-
-def score_name(task: str, name: str) -> str:
-    """ "gsm8k:exact_match,strict-match"; the filter "none" is left out."""
-    return f"{task}:{name.removesuffix(',none')}"
-
-
-def _figures(found: Found) -> Iterator[tuple[str, str, float, float, int]]:
-    """Task or group, "metric,filter", value, standard error (NaN: none), n."""
-    for task, row in found["results"].items():
-        for name, value in row.items():
-            metric, comma, rule = name.partition(",")
-            if not comma or metric.endswith("_stderr") or (number := _number(value)) is None:
-                continue
-            stderr = _number(row.get(f"{metric}_stderr,{rule}"))
-            n = row.get("sample_count", {}).get(name, row["sample_len"])
-            yield task, name, number, math.nan if stderr is None else stderr, n
-
-
-def _interval(
-    value: float, stderr: float, values: Sequence[float], share: bool, n: int
-) -> Interval:
-    if values:
-        n = len(values)  # a document may leave a metric out
-        mean = sum(values) / n
-        if set(values) <= {0.0, 1.0} and math.isclose(value, mean, abs_tol=1e-12):
-            found = wilson(round(sum(values)), n)
-            return Interval(value, found.low, found.high, n)
-    low, high = value - Z95 * stderr, value + Z95 * stderr
-    if share and not math.isnan(stderr):
-        low, high = max(0.0, low), min(1.0, high)
-    return Interval(value, low, high, n)
-
-
-def _columns(samples: Sequence[Found]) -> dict[str, list[float]]:
-    """The documents' numbers by "metric,filter"; metrics that are no numbers are left out."""
-    columns: dict[str, list[float]] = {}
-    for sample in samples:
-        for name, value in _metrics(sample).items():
-            columns.setdefault(name, []).append(value)
-    return columns
-
-
-def _documents(task: str, samples: Sequence[Found]) -> Iterator[GeneralResult]:
-    """The harness has a sample a document and filter; here the filters lie side by side."""
-    by_document: dict[int, list[Found]] = {}
-    for sample in samples:
-        by_document.setdefault(sample["doc_id"], []).append(sample)
-    for number, parts in by_document.items():
-        metrics = {name: value for part in parts for name, value in _metrics(part).items()}
-        yield GeneralResult(
-            id=f"{task}/{number}",
-            score=next(iter(metrics.values()), math.nan),
-            target=str(parts[0]["target"]),
-            responses={part["filter"]: _plain(part["filtered_resps"]) for part in parts},
-            metrics=metrics,
-        )
-
-
-def _metrics(sample: Found) -> dict[str, float]:
-    numbers = {f"{m},{sample['filter']}": _number(sample[m]) for m in sample["metrics"]}
-    return {name: number for name, number in numbers.items() if number is not None}
+def _document(id: str, parts: Sequence[Found]) -> GeneralResult:
+    cells = {f"{m},{part['filter']}": _number(part[m]) for part in parts for m in part["metrics"]}
+    metrics = {column: value for column, value in cells.items() if value is not None}
+    score = next(iter(metrics.values()), math.nan)
+    responses = {part["filter"]: part["filtered_resps"] for part in parts}
+    plain = json.loads(json.dumps(responses, default=str))
+    return GeneralResult(id, score, str(parts[0]["target"]), plain, metrics)
 
 
 def _number(value: Any) -> float | None:
@@ -163,42 +72,66 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, bool | int | float) else None
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold: tuples as lists, unknown things as text."""
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value if isinstance(value, str | bool | int | float | None) else str(value)
+def figures(found: Found, by_task: Documents) -> tuple[dict[str, Interval], dict[str, float]]:
+    """Every figure, and the harness's own standard errors where it gives them.
+
+    Both by names such as "gsm8k:exact_match,strict-match"; the filter "none" is left out. Shares of
+    documents get Wilson's interval (the harness's normal one has no width at 0 and 1); other
+    figures value ± 1.96 standard errors, cut at 0 and 1 if they are means of shares; NaN where the
+    harness gives no standard error. A group's n is the sum over its tasks.
+    """
+    scores: dict[str, Interval] = {}
+    errors: dict[str, float] = {}
+    everything = [result for part in by_task.values() for result in part]
+    for task, row in found["results"].items():
+        for column, cell in row.items():
+            metric, comma, rule = column.partition(",")
+            value, stderr = _number(cell), _number(row.get(f"{metric}_stderr,{rule}"))
+            if not comma or metric.endswith("_stderr") or value is None:
+                continue
+            name = f"{task}:{column.removesuffix(',none')}"
+            if stderr is not None:
+                errors[name] = stderr
+            own = [r.metrics[column] for r in by_task.get(task, []) if column in r.metrics]
+            # A document may leave a metric out.
+            n = len(own) or row.get("sample_count", {}).get(column, row["sample_len"])
+            if set(own) <= {0.0, 1.0} and own and math.isclose(value, sum(own) / n, abs_tol=1e-12):
+                scores[name] = replace(share(v == 1 for v in own), value=value)
+                continue
+            reach = Z95 * (math.nan if stderr is None else stderr)
+            low, high = value - reach, value + reach
+            alike = own or [r.metrics[column] for r in everything if column in r.metrics]
+            if alike and all(0 <= v <= 1 for v in alike) and stderr is not None:
+                low, high = max(0.0, low), min(1.0, high)
+            scores[name] = Interval(value, low, high, n)
+    return scores, errors
 
 
 class General(Task[GeneralResult]):
-    """One task of the harness; ``limit``: only so many documents (0: all)."""
+    """One task of the harness; ``limit`` and ``options`` are those of ``run_harness``."""
 
     name = "general"
     kind = GeneralResult
 
-    def __init__(
-        self, known: HarnessTasks, task: str, limit: int, batch: int, chat: bool, allow_code: bool
-    ) -> None:
-        self.known, self.task, self.limit = known, task, limit
-        self.batch, self.chat, self.allow_code = batch, chat, allow_code
+    def __init__(self, manager: Any, task: str, limit: int, **options: Any) -> None:
+        self.manager, self.task, self.limit, self.options = manager, task, limit, options
         self.file = "general-" + re.sub(r"[^\w.-]+", "-", task)
-        self.loaded: dict[str, Any] = {}
-        self.found: Found = {}
-        self.figures: dict[str, Interval] = {}
         self.requests = 0
 
     def settings(self, job: Job) -> dict[str, Any]:
         return {
             "tasks": self.task,
             "limit": self.limit,
-            "chat_template": self.chat,
+            "chat_template": self.options["chat"],
             "role": job.role,
             "lm_eval": version("lm_eval"),
         }
 
     def prepare(self, job: Job) -> None:
         """A task that cannot be had leaves no settings behind."""
-        self.loaded = self.known.load(self.task, self.allow_code)
+        from spar_lite.model.harness import load_task
+
+        self.loaded = load_task(self.manager, self.task, self.options["allow_code"])
 
     def results(self, job: Job, file: StageFile[GeneralResult]) -> list[GeneralResult]:
         from spar_lite.model.harness import run_harness
@@ -209,18 +142,14 @@ class General(Task[GeneralResult]):
 
         policy = job.engine.policy
         job.screen.start(self.task, 0, "requests")
-        self.found = run_harness(
-            policy,
-            job.role,
-            self.loaded,
-            limit=self.limit or None,
-            batch=self.batch,
-            chat=self.chat,
-            allow_code=self.allow_code,
-            answered=answered,
+        found = run_harness(
+            policy, job.role, self.loaded, answered, limit=self.limit, **self.options
         )
-        results, self.figures = general_results(self.found), general_scores(self.found)
+        by_task = documents(found)
+        self.figures, self.errors = figures(found, by_task)
         job.screen.end(f"{len(self.figures)} figures")
+        # No perplexities: their first metric is no share.
+        results = [r for part in by_task.values() for r in part if 0 <= r.score <= 1]
         file.finish(results)
         return results
 
@@ -228,7 +157,7 @@ class General(Task[GeneralResult]):
         return self.figures
 
     def more(self, results: Sequence[GeneralResult]) -> dict[str, Any]:
-        return {"requests": self.requests, "stderr": standard_errors(self.found)}
+        return {"requests": self.requests, "stderr": self.errors}
 
 
 @click.command("general")
@@ -245,13 +174,7 @@ class General(Task[GeneralResult]):
 @click.option("--no-chat-template", is_flag=True, help="Plain text, as for base models.")
 @click.option("--allow-code", is_flag=True, help="Run code that the model writes (humaneval).")
 def command(
-    job: Job,
-    words: str,
-    include: Path | None,
-    limit: int,
-    batch: int,
-    no_chat_template: bool,
-    allow_code: bool,
+    job: Job, words: str, include: Path | None, no_chat_template: bool, **options: Any
 ) -> Card:
     """General abilities: tasks of lm-evaluation-harness.
 
@@ -262,23 +185,16 @@ def command(
     names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not names:
         raise SparError(f"wanted --tasks NAME,NAME…, found {words!r}.")
-    need_harness()
-    if allow_code:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise SparError(f"the general tasks come with the extra eval: {INSTALL}")
+    if options["allow_code"]:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    from spar_lite.model.harness import HarnessTasks
+    from spar_lite.model.harness import find_tasks
 
     job.screen.say("reading the list of tasks")
-    known = HarnessTasks(include)
-    known.check(names)
-    chat = not no_chat_template
-    return together(
-        [evaluate(job, General(known, name, limit, batch, chat, allow_code)) for name in names]
-    )
-
-
-def together(cards: Sequence[Card]) -> Card:
-    """All tasks' scorecards as one."""
-    names = [card["settings"]["tasks"] for card in cards]
+    manager = find_tasks(names, include)
+    tasks = [General(manager, name, chat=not no_chat_template, **options) for name in names]
+    cards = [evaluate(job, task) for task in tasks]
     return {
         "task": "general",
         "target": cards[0]["target"],

@@ -10,45 +10,35 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
 from spar_lite.errors import SparError, StoreError, did_you_mean
-from spar_lite.evaluation.inference_search import Plan, Way
-from spar_lite.evaluation.runner import (
-    Card,
-    Job,
-    Task,
-    evaluate,
-    plan_settings,
-    texts_digest,
-    with_decoding,
-)
-from spar_lite.evaluation.stats import Interval, bootstrap, wilson
+from spar_lite.evaluation.inference_search import Final, Way
+from spar_lite.evaluation.runner import Card, Job, evaluate, with_decoding
+from spar_lite.evaluation.stats import Interval, bootstrap, clustered_mean, share
+from spar_lite.evaluation.tasks import INSTALL, Decoded, from_hub
 from spar_lite.records import Cost, Prompt
-from spar_lite.store import StageFile
 
 HUB = "google/IFEval"
-INSTALL = "pip install 'spar-lite[eval]'"
 PUNKT = "tokenizers/punkt_tab/english/"
 
 
-@dataclass(frozen=True, slots=True)
-class IfevalPrompt:
-    """One prompt with the names and arguments of its instructions; ``kwargs`` one each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IfevalPrompt(Prompt):
+    """One prompt with the names and arguments of its instructions; ``kwargs`` one each.
+
+    ``constraints`` are none: nothing that a judge could peek at.
+    """
 
     key: int
-    prompt: str
-    instruction_id_list: tuple[str, ...]
+    names: tuple[str, ...]
     kwargs: tuple[dict[str, Any], ...]
-
-    def as_prompt(self) -> Prompt:
-        """The prompt as the loop knows it; nothing that a judge could peek at."""
-        return Prompt(f"ifeval-{self.key}", self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,77 +57,189 @@ class IfevalResult:
     cost: Cost
 
 
+class Ifeval(Decoded[IfevalResult]):
+    """IFEval's prompts on a target's answers."""
+
+    name = "ifeval"
+    kind = IfevalResult
+
+    @staticmethod
+    def check(prompt: IfevalPrompt, final: Final) -> IfevalResult:
+        """The verifiers' word on one response."""
+        utils, state = verifiers(), random.getstate()
+        doc = {
+            "key": prompt.key,
+            "prompt": prompt.text,
+            "instruction_id_list": list(prompt.names),
+            "kwargs": [dict(kwargs) for kwargs in prompt.kwargs],
+        }
+        # An argument that is missing or odd is drawn by the verifier: a letter for keys 1122 and
+        # 1129, whose "letters" are # and !. What the harness draws there hangs on the tasks loaded
+        # with it.
+        random.seed(0)
+        try:
+            found = utils.process_results(doc, [final.text])
+        finally:
+            random.setstate(state)
+        return IfevalResult(
+            id=prompt.id,
+            key=prompt.key,
+            response=final.text,
+            instructions=prompt.names,
+            strict=tuple(map(bool, found["inst_level_strict_acc"])),
+            loose=tuple(map(bool, found["inst_level_loose_acc"])),
+            score=float(found["prompt_level_strict_acc"]),
+            picked=final.picked,
+            finished=final.finished,
+            cost=final.cost,
+        )
+
+    @staticmethod
+    def scores(results: Sequence[IfevalResult], seed: int) -> dict[str, Interval]:
+        """The four metrics under the harness's names, and their mean.
+
+        Prompt level: Wilson. Instruction level and the mean: bootstrap over prompts, since the
+        instructions of one prompt are not independent. n counts prompts, at instruction level
+        instructions.
+        """
+        scores = {}
+        for rule in ("strict", "loose"):
+            met = [getattr(r, rule) for r in results]
+            scores[f"prompt_level_{rule}_acc"] = share(map(all, met))
+            by_prompt = clustered_mean(met, seed)
+            scores[f"inst_level_{rule}_acc"] = replace(by_prompt, n=sum(map(len, met)))
+
+        def mean(cases: Sequence[IfevalResult]) -> float:
+            total = 0.0
+            for met in ([r.strict for r in cases], [r.loose for r in cases]):
+                total += sum(map(all, met)) / len(met) + sum(map(sum, met)) / sum(map(len, met))
+            return total / 4
+
+        return scores | {"mean": bootstrap(results, mean, seed, draws=1000)}
+
+    def more(self, results: Sequence[IfevalResult]) -> dict[str, Any]:
+        return {"cut_off": sum(not result.finished for result in results)}
+
+
+@cache
+def verifiers() -> Any:
+    """lm-evaluation-harness's own IFEval task.
+
+    Raises:
+        SparError: the extra is not installed, or NLTK's sentence splitter is not on disk.
+    """
+    try:
+        import langdetect
+        import nltk
+
+        nltk.data.find(PUNKT)  # the harness would fetch it, unasked
+        from lm_eval.tasks.ifeval import utils
+    except ImportError as error:
+        raise SparError(
+            f"IFEval's verifiers come with the extra eval ({error}): {INSTALL}"
+        ) from None
+    except LookupError:
+        raise SparError(
+            "IFEval's verifiers need NLTK's punkt_tab. Fetch it once with "
+            "python -m nltk.downloader punkt_tab, or set NLTK_DATA to a folder that holds "
+            f"{PUNKT}."
+        ) from None
+    # A text without letters is no error of ours, and its line would tear the screen.
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
+    langdetect.DetectorFactory.seed = 0  # else short texts change their language between runs
+    return utils
+
+
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def read_ifeval(path: Path) -> list[IfevalPrompt]:
-    """Read the original JSONL: key, prompt, instruction_id_list, kwargs.
+@cache
+def read_ifeval(path: Path | None, option: str = "--data FILE") -> tuple[IfevalPrompt, ...]:
+    """The prompts of the original JSONL, or of the Hub's copy (None); the verifiers take them all.
 
     Raises:
-        StoreError: naming file, line and what was wanted.
+        SparError: naming file, line and what was wanted, or ``option`` where the Hub is not there.
     """
-    prompts = [_prompt(row, f"{path} line {n}") for n, row in _rows(path)]
-    seen: set[int] = set()
-    for prompt in prompts:
-        if prompt.key in seen:
-            raise StoreError(f"{path} has key {prompt.key} twice.")
-        seen.add(prompt.key)
+    rows: Iterable[tuple[str, Any]]
+    if path is None:
+        source = "(google-research, instruction_following_eval)"
+        found = from_hub(HUB, None, f"the original input_data.jsonl {source}: {option}")
+        rows = ((f"{HUB} row {n}", row) for n, row in enumerate(found["train"], 1))
+    else:
+        rows = _rows(path)
+    prompts: dict[int, IfevalPrompt] = {}
+    for where, row in rows:
+        prompt = _prompt(row, where)
+        if prompt.key in prompts:
+            raise StoreError(f"{path or HUB} has key {prompt.key} twice.")
+        prompts[prompt.key] = prompt
     if not prompts:
-        raise StoreError(f"{path} is empty: wanted IFEval's input_data.jsonl.")
-    return prompts
+        raise StoreError(f"{path or HUB} is empty: wanted IFEval's input_data.jsonl.")
+    return tuple(prompts.values())
 
 
-def hub_ifeval(option: str = "--data FILE") -> list[IfevalPrompt]:
-    """Load the Hub's copy through ``datasets``.
-
-    Raises:
-        SparError: it cannot be reached; ``option`` is the way then.
-    """
-    import datasets
-
+def _prompt(row: Mapping[str, Any], where: str) -> IfevalPrompt:
     try:
-        rows = datasets.load_dataset(HUB, split="train")
-    except Exception as error:  # noqa: BLE001 - offline, gated, changed: the hint is the same
-        raise SparError(
-            f"{HUB} cannot be loaded ({type(error).__name__}). Give the original "
-            f"input_data.jsonl (google-research, instruction_following_eval): {option}"
+        names, kwargs = tuple(row["instruction_id_list"]), tuple(row["kwargs"])
+        if len(names) != len(kwargs) or not all(isinstance(k, Mapping) for k in kwargs):
+            raise ValueError(f"{len(names)} instructions, {len(kwargs)} kwargs")
+        key, text = row["key"], row["prompt"]
+        if not names or not isinstance(text, str) or type(key) is not int:
+            raise ValueError("a number, a text and at least one instruction")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{where} is not IFEval's ({error!r}): wanted key, prompt, instruction_id_list, kwargs."
         ) from None
-    return [_prompt(row, f"{HUB} row {n}") for n, row in enumerate(rows, 1)]
+    known = verifiers().instructions_registry.INSTRUCTION_DICT
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            raise StoreError(f"IFEval prompt {key}: unknown instruction {name!r}.{hint}")
+    prompt = IfevalPrompt(f"ifeval-{key}", text, key=key, names=names, kwargs=kwargs)
+    try:  # now, and not after an hour of answers
+        Ifeval.check(prompt, Final(prompt.id, "", "", True, None, Cost()))
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise StoreError(
+            f"IFEval prompt {key}: the kwargs do not fit the instructions ({error})."
+        ) from None
+    return prompt
 
 
-def read_responses(path: Path, prompts: Sequence[IfevalPrompt], limit: int = 0) -> dict[int, str]:
-    """Read a JSONL of {"key" or "prompt", "response"}; return responses by key.
+def read_responses(
+    path: Path, prompts: Sequence[IfevalPrompt], limit: int = 0
+) -> list[tuple[IfevalPrompt, Final]]:
+    """Read a JSONL of {"key" or "prompt", "response"}; return each prompt with its response.
 
     ``limit``: only the first prompts (0: all) need a response; the others' are checked no further.
 
     Raises:
         StoreError: a line of another shape, an unknown or repeated prompt, or missing ones.
     """
-    by_text = {p.prompt: p.key for p in prompts}
-    by_key = {str(p.key): p.key for p in prompts}
+    keys = {"key": {str(p.key): p.key for p in prompts}, "prompt": {p.text: p.key for p in prompts}}
     found: dict[int, str] = {}
-    for n, row in _rows(path):
-        where = f"{path} line {n}"
-        if not isinstance(row.get("response"), str) or not {"key", "prompt"} & row.keys():
+    for where, row in _rows(path):
+        field = "key" if "key" in row else "prompt"
+        if field not in row or not isinstance(row.get("response"), str):
             raise StoreError(f'{where}: wanted "key" or "prompt", and "response" as text.')
-        key = by_key.get(str(row["key"])) if "key" in row else by_text.get(str(row["prompt"]))
+        key = keys[field].get(str(row[field]))
         if key is None:
-            shown = row.get("key", str(row.get("prompt"))[:60])
+            shown = row["key"] if field == "key" else str(row["prompt"])[:60]
             raise StoreError(f"{where}: {shown!r} is none of the {len(prompts)} prompts.")
         if key in found:
             raise StoreError(f"{where}: the prompt with key {key} has a response already.")
         found[key] = row["response"]
-    wanted = [p.key for p in prompts[: limit or None]]
-    left = [key for key in wanted if key not in found]
+    wanted = prompts[: limit or None]
+    left = [p.key for p in wanted if p.key not in found]
     if left:
         raise StoreError(
             f"{path} has {len(found)} responses, wanted {len(wanted)}: {len(left)} are missing, "
             f"such as key {left[0]}. To score a part: --limit N, or its prompts with --data FILE."
         )
-    return found
+    return [(p, Final(p.id, found[p.key], "", True, None, Cost())) for p in wanted]
 
 
-def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A JSONL file's objects, each with the words for its place."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -150,188 +252,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
                 raise StoreError(f"{path} line {n} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise StoreError(f"{path} line {n}: wanted an object, found {type(row).__name__}.")
-            yield n, row
-
-
-def _prompt(row: Mapping[str, Any], where: str) -> IfevalPrompt:
-    try:
-        names, kwargs = tuple(row["instruction_id_list"]), tuple(row["kwargs"])
-        if len(names) != len(kwargs) or not all(isinstance(k, Mapping) for k in kwargs):
-            raise ValueError(f"{len(names)} instructions, {len(kwargs)} kwargs")
-        if not names or not isinstance(row["prompt"], str) or type(row["key"]) is not int:
-            raise ValueError("a number, a text and at least one instruction")
-        return IfevalPrompt(row["key"], row["prompt"], names, tuple(map(dict, kwargs)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{where} is not IFEval's ({error!r}): wanted key, prompt, instruction_id_list, kwargs."
-        ) from None
-
-
-# --- Verifying ------------------------------------------------------------------------------------
-
-
-def verifiers() -> Any:
-    """lm-evaluation-harness's own IFEval task.
-
-    Raises:
-        SparError: the extra is not installed, or NLTK's sentence splitter is not on disk.
-    """
-    try:
-        import langdetect
-        import nltk
-    except ImportError:
-        raise SparError(f"IFEval's verifiers come with the extra eval: {INSTALL}") from None
-    try:
-        nltk.data.find(PUNKT)
-    except LookupError:
-        # The harness would fetch it here, unasked.
-        raise SparError(
-            "IFEval's verifiers need NLTK's punkt_tab. Fetch it once with "
-            "python -m nltk.downloader punkt_tab, or set NLTK_DATA to a folder that holds "
-            f"{PUNKT}."
-        ) from None
-    try:
-        from lm_eval.tasks.ifeval import utils
-    except ImportError as error:
-        raise SparError(f"lm_eval cannot be loaded ({error}): {INSTALL}") from None
-    # A text without letters is no error of ours, and its line would tear the screen.
-    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
-    langdetect.DetectorFactory.seed = 0  # else short texts change their language between runs
-    return utils
-
-
-def check_prompts(utils: Any, prompts: Sequence[IfevalPrompt]) -> None:
-    """Make sure that the verifiers take every prompt, before an hour of answers.
-
-    Raises:
-        StoreError: an instruction that they do not know, or arguments that it does not take.
-    """
-    known = utils.instructions_registry.INSTRUCTION_DICT
-    for prompt in prompts:
-        for name in prompt.instruction_id_list:
-            if name not in known:
-                hint = did_you_mean(str(name), known)
-                raise StoreError(f"IFEval prompt {prompt.key}: unknown instruction {name!r}.{hint}")
-        try:
-            verify(utils, prompt, "")
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise StoreError(
-                f"IFEval prompt {prompt.key}: the kwargs do not fit the instructions ({error})."
-            ) from None
-
-
-def verify(
-    utils: Any,
-    prompt: IfevalPrompt,
-    response: str,
-    picked: str = "",
-    finished: bool = True,
-    cost: Cost = Cost(),  # noqa: B008 - frozen
-) -> IfevalResult:
-    """The verifiers' word on one response."""
-    doc = {
-        "key": prompt.key,
-        "prompt": prompt.prompt,
-        "instruction_id_list": list(prompt.instruction_id_list),
-        "kwargs": [dict(kwargs) for kwargs in prompt.kwargs],
-    }
-    state = random.getstate()
-    # An argument that is missing or odd is drawn by the verifier: a letter for keys 1122 and 1129,
-    # whose "letters" are # and !. What the harness draws there hangs on the tasks loaded with it.
-    random.seed(0)
-    try:
-        found = utils.process_results(doc, [response])
-    finally:
-        random.setstate(state)
-    return IfevalResult(
-        id=f"ifeval-{prompt.key}",
-        key=prompt.key,
-        response=response,
-        instructions=prompt.instruction_id_list,
-        strict=tuple(map(bool, found["inst_level_strict_acc"])),
-        loose=tuple(map(bool, found["inst_level_loose_acc"])),
-        score=float(found["prompt_level_strict_acc"]),
-        picked=picked,
-        finished=finished,
-        cost=cost,
-    )
-
-
-def ifeval_scores(results: Sequence[IfevalResult], seed: int = 0) -> dict[str, Interval]:
-    """The four metrics under the harness's names, and their mean.
-
-    Prompt level: Wilson. Instruction level and the mean: bootstrap over prompts, since the
-    instructions of one prompt are not independent. n counts prompts, at instruction level
-    instructions.
-    """
-    strict = [r.strict for r in results]
-    loose = [r.loose for r in results]
-
-    def mean(cases: Sequence[IfevalResult]) -> float:
-        parts = ([r.strict for r in cases], [r.loose for r in cases])
-        return sum(_all_met(p) + _met(p) for p in parts) / 4
-
-    def by_instruction(part: Sequence[tuple[bool, ...]]) -> Interval:
-        found = bootstrap(part, _met, seed)
-        return Interval(found.value, found.low, found.high, sum(map(len, part)))
-
-    return {
-        "prompt_level_strict_acc": wilson(sum(map(all, strict)), len(strict)),
-        "inst_level_strict_acc": by_instruction(strict),
-        "prompt_level_loose_acc": wilson(sum(map(all, loose)), len(loose)),
-        "inst_level_loose_acc": by_instruction(loose),
-        "mean": bootstrap(list(results), mean, seed, draws=1000),
-    }
-
-
-def _met(part: Sequence[tuple[bool, ...]]) -> float:
-    """Share of instructions met."""
-    return sum(map(sum, part)) / sum(map(len, part))
-
-
-def _all_met(part: Sequence[tuple[bool, ...]]) -> float:
-    return sum(map(all, part)) / len(part)
-
-
-class Ifeval(Task[IfevalResult]):
-    """IFEval's prompts on a target's answers; ``file`` is "ifeval-greedy" and the like if ""."""
-
-    name = "ifeval"
-    kind = IfevalResult
-
-    def __init__(self, prompts: Sequence[IfevalPrompt], plan: Plan, file: str = "") -> None:
-        self.prompts, self.plan = prompts, plan
-        self.file = file or f"ifeval-{plan.name}"
-
-    def settings(self, job: Job) -> dict[str, Any]:
-        asked = [p.as_prompt() for p in self.prompts]
-        return {"prompts": len(asked), "texts": texts_digest(asked), **plan_settings(self.plan)}
-
-    def results(self, job: Job, file: StageFile[IfevalResult]) -> list[IfevalResult]:
-        utils, asked = verifiers(), [p.as_prompt() for p in self.prompts]
-        finals = job.answers(self.file, asked, self.plan)
-        results = [
-            verify(utils, p, f.text, f.picked, f.finished, f.cost)
-            for p, f in zip(self.prompts, finals, strict=True)
-        ]
-        file.finish(results)
-        return results
-
-    def scores(self, results: Sequence[IfevalResult], seed: int) -> dict[str, Interval]:
-        return ifeval_scores(results, seed)
-
-    def more(self, results: Sequence[IfevalResult]) -> dict[str, Any]:
-        return {"cut_off": sum(not result.finished for result in results)}
-
-
-def score_responses(prompts: Sequence[IfevalPrompt], responses: Path, limit: int = 0) -> Card:
-    """IFEval on a file of responses; no model is loaded and nothing written."""
-    utils, found = verifiers(), read_responses(responses, prompts, limit)
-    prompts = prompts[: limit or None]
-    results = [verify(utils, p, found[p.key]) for p in prompts]
-    scores = {name: asdict(score) for name, score in ifeval_scores(results).items()}
-    settings = {"prompts": len(prompts), "responses": str(responses)}
-    return {"task": "ifeval", "target": str(responses), "settings": settings, "scores": scores}
+            yield f"{path} line {n}", row
 
 
 @click.command("ifeval")
@@ -357,11 +278,13 @@ def command(
     """
     if (job is None) == (responses is None):
         raise StoreError("wanted a TARGET or --responses FILE, and not both.")
-    utils = verifiers()
-    prompts = read_ifeval(data) if data else hub_ifeval()
-    check_prompts(utils, prompts)
-    if job is None:
-        assert responses is not None
-        return score_responses(prompts, responses, limit)
-    plan = job.plan(way, budget, max_new_tokens)
-    return evaluate(job, Ifeval(prompts[: limit or None], plan))
+    verifiers()  # what is missing is said before anything is read
+    prompts = read_ifeval(data)
+    if job is not None:
+        plan = job.plan(way, budget, max_new_tokens)
+        return evaluate(job, Ifeval(prompts[: limit or None], plan))
+    assert responses is not None
+    results = [Ifeval.check(*pair) for pair in read_responses(responses, prompts, limit)]
+    scores = {name: asdict(score) for name, score in Ifeval.scores(results, 0).items()}
+    settings = {"prompts": len(results), "responses": str(responses)}
+    return {"task": "ifeval", "target": str(responses), "settings": settings, "scores": scores}

@@ -19,7 +19,7 @@ import click
 
 from spar_lite.data.prompts import requirements
 from spar_lite.engines.base import Engine
-from spar_lite.errors import SparError, StoreError
+from spar_lite.errors import StoreError
 from spar_lite.evaluation.runner import (
     Card,
     Job,
@@ -29,15 +29,14 @@ from spar_lite.evaluation.runner import (
     kinds_named,
     tag,
 )
-from spar_lite.evaluation.stats import Interval, bootstrap, f1, f1_score, macro_mean, wilson
+from spar_lite.evaluation.stats import Interval, bootstrap, f1, macro_mean, mean, share
+from spar_lite.evaluation.tasks import by_group, from_hub
 from spar_lite.judge import judge_answer
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Prompt, Response, Vote, stable_seed
 from spar_lite.steps import collect
 from spar_lite.store import StageFile
 from spar_lite.warmup import good_and_bad, whole_sentences
-
-HUB = "princeton-nlp/LLMBar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,67 +66,59 @@ class JudgeResult:
     cost: Cost
 
 
-def llmbar_cases(path: Path) -> list[JudgeCase]:
-    """Read LLMBar: a dataset.json, or a folder with one below each subset's folder.
+def llmbar_cases(path: Path | None) -> list[JudgeCase]:
+    """LLMBar: a dataset.json, a folder with one below each subset's folder, or the Hub's (None).
 
     Raises:
-        StoreError: no such file, or one of another shape; what was wanted is named.
+        SparError: no such file, or one of another shape; what was wanted is named.
     """
+    if path is None:
+        advice = "LLMBar's Dataset folder, from github.com/princeton-nlp/LLMBar: --data FOLDER"
+        found = from_hub("princeton-nlp/LLMBar", "LLMBar", advice)
+        return [case for name, rows in found.items() for case in _row_pairs(rows, name)]
+    files, root = [path], path.parent
     if path.is_dir():
-        files = sorted(path.rglob("dataset.json"))
-        if not files:
-            raise StoreError(f"{path} holds no dataset.json; wanted LLMBar's Dataset folder.")
-        names = ["/".join(f.parent.relative_to(path).parts) or path.name for f in files]
-    else:
-        files, names = [path], [path.parent.name]
-    return [case for f, name in zip(files, names, strict=True) for case in _read(f, name)]
+        files, root = sorted(path.rglob("dataset.json")), path
+    if not files:
+        raise StoreError(f"{path} holds no dataset.json; wanted LLMBar's Dataset folder.")
+    cases = []
+    for file in files:
+        try:
+            rows = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise TypeError(f"wanted a list, found {type(rows).__name__}")
+            cases += _row_pairs(rows, "/".join(file.parent.relative_to(root).parts) or root.name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f'{file} is not LLMBar\'s: {error!r}. Wanted [{{"input", "output_1", "output_2", '
+                '"label": 1 or 2}, …].'
+            ) from None
+    return cases
 
 
-def _read(path: Path, subset: str) -> list[JudgeCase]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(rows, list):
-            raise TypeError(f"wanted a list, found {type(rows).__name__}")
-        return [case for n, row in enumerate(rows) for case in llmbar_pair(row, n, subset)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f'{path} is not LLMBar\'s: {error!r}. Wanted [{{"input", "output_1", "output_2", '
-            '"label": 1 or 2}, …].'
-        ) from None
+def _row_pairs(rows: Iterable[Mapping[str, Any]], subset: str) -> list[JudgeCase]:
+    """The two cases of each of LLMBar's rows."""
+    cases = []
+    for n, row in enumerate(rows):
+        if row["label"] not in (1, 2):
+            raise ValueError(f"row {n + 1}: label wants 1 or 2, found {row['label']!r}")
+        pair, asked = f"{subset}-{n:04d}", str(row["input"])
+        for side in (1, 2):
+            answer, truth = str(row[f"output_{side}"]), row["label"] == side
+            cases.append(JudgeCase(f"{pair}-{side}", pair, subset, asked, answer, truth))
+    return cases
 
 
-def llmbar_pair(row: Mapping[str, Any], number: int, subset: str) -> list[JudgeCase]:
-    """The two cases of one LLMBar row."""
-    if row["label"] not in (1, 2):
-        raise ValueError(f"row {number + 1}: label wants 1 or 2, found {row['label']!r}")
-    pair = f"{subset}-{number:04d}"
-    return [
-        JudgeCase(
-            f"{pair}-{side}",
-            pair,
-            subset,
-            str(row["input"]),
-            str(row[f"output_{side}"]),
-            row["label"] == side,
-        )
-        for side in (1, 2)
-    ]
-
-
-def minimal_pairs(
-    prompts: Sequence[Prompt], answers: Iterable[Response], seed: int
-) -> list[JudgeCase]:
+def minimal_pairs(answered: Iterable[tuple[Prompt, Response]], seed: int) -> list[JudgeCase]:
     """Two cases a prompt: an answer that meets every constraint, and one that a small edit parts
     from it and that misses at least one; none where the program finds no such edit.
 
     The subset is the kind of the first constraint missed.
     """
-    by_prompt = {answer.prompt_id: answer for answer in answers}
     cases = []
-    for prompt in prompts:
+    for prompt, answer in answered:
         known = requirements(prompt)
-        answer = by_prompt.get(prompt.id)
-        pair = good_and_bad(known, whole_sentences(answer.text), seed) if answer else None
+        pair = good_and_bad(known, whole_sentences(answer.text), seed)
         if pair is None:
             continue
         missed = next(rule.kind for rule in known if not rule.check(pair[1]))
@@ -140,76 +131,19 @@ def minimal_pairs(
 async def judge_case(engine: Engine, case: JudgeCase, settings: Judge) -> JudgeResult:
     """N votes on one case; the program has no say, whatever the recipe's mode."""
     settings = settings.model_copy(update={"mode": "llm"})
-    prompt = Prompt(case.id, case.instruction)
-    found = await judge_answer(engine, prompt, case.answer, case.id, settings)
-    score = float(found.verdict is case.truth)
+    asked = Prompt(case.id, case.instruction)
+    found = await judge_answer(engine, asked, case.answer, case.id, settings)
     return JudgeResult(
-        case.id,
-        case.pair,
-        case.subset,
-        case.truth,
-        found.votes,
-        found.value,
-        found.verdict,
-        score,
-        found.cost,
+        id=case.id,
+        pair=case.pair,
+        subset=case.subset,
+        truth=case.truth,
+        votes=found.votes,
+        value=found.value,
+        verdict=found.verdict,
+        score=float(found.verdict is case.truth),
+        cost=found.cost,
     )
-
-
-def judge_scores(results: Sequence[JudgeResult], seed: int = 0) -> dict[str, Interval]:
-    """The scores of one judge.
-
-    accuracy counts a missing judgement as wrong, accuracy_judged leaves it out; f1 is that of Yes;
-    macro and macro_f1 are the means over the subsets, which follow; preferred_higher: of the pairs
-    whose values differ, those where the better answer has the higher one.
-    """
-    judged = [r for r in results if r.verdict is not None]
-    votes = [vote for r in results for vote in r.votes]
-    unreadable = sum(vote.verdict is None for vote in votes)
-    ties = sum(r.value == 0.5 and r.verdict is None for r in results)
-    higher = _pairs(results)
-    subsets = sorted({r.subset for r in results})
-    by_subset = {name: [r for r in results if r.subset == name] for name in subsets}
-    scores = {
-        "accuracy": wilson(sum(r.score == 1 for r in results), len(results)),
-        "accuracy_judged": wilson(sum(r.score == 1 for r in judged), len(judged)),
-        "f1": f1_score(_said(results), seed),
-        "says_yes": wilson(sum(r.verdict is True for r in judged), len(judged)),
-        "preferred_higher": wilson(sum(higher), len(higher)),
-        "no_judgement": wilson(len(results) - len(judged), len(results)),
-        "ties": wilson(ties, len(results)),
-        "unreadable_votes": wilson(unreadable, len(votes)),
-    }
-    if len(subsets) > 1:
-        shares = {name: [r.score for r in part] for name, part in by_subset.items()}
-        scores["macro"] = macro_mean(shares, seed)
-        scores["macro_f1"] = bootstrap(results, _macro_f1, seed, draws=1000)
-        for name, part in by_subset.items():
-            scores[f"accuracy/{name}"] = wilson(sum(r.score == 1 for r in part), len(part))
-        for name, part in by_subset.items():
-            scores[f"f1/{name}"] = f1_score(_said(part), seed)
-    return scores
-
-
-def _said(results: Sequence[JudgeResult]) -> list[tuple[bool, bool]]:
-    """(truth, whether it said Yes) of each case."""
-    return [(r.truth, r.verdict is True) for r in results]
-
-
-def _macro_f1(results: Sequence[JudgeResult]) -> float:
-    subsets = {r.subset for r in results}
-    return sum(f1(_said([r for r in results if r.subset == s])) for s in subsets) / len(subsets)
-
-
-def _pairs(results: Sequence[JudgeResult]) -> list[bool]:
-    """Whether the better answer has the higher value, for the pairs whose values differ."""
-    values: dict[str, dict[bool, float | None]] = {}
-    for r in results:
-        values.setdefault(r.pair, {})[r.truth] = r.value
-    both = [(v.get(True), v.get(False)) for v in values.values()]
-    return [
-        good > bad for good, bad in both if good is not None and bad is not None and good != bad
-    ]
 
 
 class Judging(Task[JudgeResult]):
@@ -218,10 +152,8 @@ class Judging(Task[JudgeResult]):
     name = "judge"
     kind = JudgeResult
 
-    def __init__(
-        self, cases: Sequence[JudgeCase], source: str, own: Mapping[str, Any] | None = None
-    ) -> None:
-        self.cases, self.source, self.own = cases, source, own or {}
+    def __init__(self, cases: Sequence[JudgeCase], source: str, **own: Any) -> None:
+        self.cases, self.source, self.own = cases, source, own
         self.file = f"judge-{source}"
 
     def settings(self, job: Job) -> dict[str, Any]:
@@ -243,13 +175,50 @@ class Judging(Task[JudgeResult]):
         items = [(c.id, partial(judge_case, job.engine, c, judge)) for c in self.cases]
         return collect(job.screen, "judgements", file, items, "cases")
 
-    def scores(self, results: Sequence[JudgeResult], seed: int) -> dict[str, Interval]:
-        return judge_scores(results, seed)
+    @staticmethod
+    def scores(results: Sequence[JudgeResult], seed: int) -> dict[str, Interval]:
+        """The scores of one judge.
+
+        accuracy counts a missing judgement as wrong, accuracy_judged leaves it out; f1 is that of
+        Yes; macro and macro_f1 are the means over the subsets, which follow; preferred_higher: of
+        the pairs whose values differ, those where the better answer has the higher one.
+        """
+        judged = [r for r in results if r.verdict is not None]
+        values = {(r.pair, r.truth): r.value for r in results if r.value is not None}
+        goods = [pair for pair, truth in values if truth and (pair, False) in values]
+        both = [(values[pair, True], values[pair, False]) for pair in goods]
+        scores = {
+            "accuracy": share(r.score == 1 for r in results),
+            "accuracy_judged": share(r.score == 1 for r in judged),
+            "f1": bootstrap(results, _f1, seed),
+            "says_yes": share(r.verdict is True for r in judged),
+            "preferred_higher": share(good > bad for good, bad in both if good != bad),
+            "no_judgement": share(r.verdict is None for r in results),
+            "ties": share(r.value == 0.5 and r.verdict is None for r in results),
+            "unreadable_votes": share(v.verdict is None for r in results for v in r.votes),
+        }
+        subsets = _by_subset(results)
+        if len(subsets) > 1:
+            right = {name: [r.score for r in part] for name, part in subsets.items()}
+            scores["macro"] = macro_mean(right, seed)
+            scores["macro_f1"] = bootstrap(results, _macro_f1, seed, draws=1000)
+            scores |= by_group("accuracy", ((r.subset, r.score == 1) for r in results))
+            for name, part in subsets.items():
+                scores[f"f1/{name}"] = bootstrap(part, _f1, seed)
+        return scores
 
 
-def builtin_cases(job: Job, count: int, kinds: Sequence[str]) -> list[JudgeCase]:
-    """Minimal pairs made from the bare base's answers to held-out prompts."""
-    return minimal_pairs(job.prompts(count, kinds), job.base_answers(count, kinds), job.seed)
+def _by_subset(results: Sequence[JudgeResult]) -> dict[str, list[JudgeResult]]:
+    names = sorted({r.subset for r in results})
+    return {name: [r for r in results if r.subset == name] for name in names}
+
+
+def _f1(results: Sequence[JudgeResult]) -> float:
+    return f1([(r.truth, r.verdict is True) for r in results])
+
+
+def _macro_f1(results: Sequence[JudgeResult]) -> float:
+    return mean([_f1(part) for part in _by_subset(results).values()])
 
 
 @click.command("judge")
@@ -269,27 +238,8 @@ def command(job: Job, source: str, data: Path | None, count: int, kinds: str) ->
     Each answer is judged by itself.
     """
     if source == "llmbar":
-        return evaluate(job, Judging(llmbar_cases(data) if data else hub_llmbar(), "llmbar"))
+        return evaluate(job, Judging(llmbar_cases(data), "llmbar"))
     chosen = kinds_named(kinds)
-    own = {"kinds": list(chosen), "prompts": count}
-    cases = builtin_cases(job, count, chosen)
-    return evaluate(job, Judging(cases, f"constraints{tag(chosen)}", own))
-
-
-def hub_llmbar() -> list[JudgeCase]:
-    """LLMBar as the Hub has it."""
-    import datasets
-
-    try:
-        found = datasets.load_dataset(HUB, "LLMBar")
-    except Exception as error:  # noqa: BLE001 - offline, missing, changed: the hint is the same
-        raise SparError(
-            f"{HUB} cannot be loaded ({type(error).__name__}). Give LLMBar's Dataset folder, from "
-            "github.com/princeton-nlp/LLMBar: --data FOLDER"
-        ) from None
-    return [
-        case
-        for name, rows in found.items()
-        for n, row in enumerate(rows)
-        for case in llmbar_pair(row, n, name)
-    ]
+    cases = minimal_pairs(job.base_answers(count, chosen), job.seed)
+    source = f"constraints{tag(chosen)}"
+    return evaluate(job, Judging(cases, source, kinds=list(chosen), prompts=count))

@@ -7,14 +7,13 @@ believes; the gap between the two is its self-flattery (the paper: 79.0 by GPT-4
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
-from spar_lite import constraints
 from spar_lite.engines.base import Engine, strip_thinking
 from spar_lite.evaluation.runner import (
     Card,
@@ -26,7 +25,8 @@ from spar_lite.evaluation.runner import (
     tag,
     texts_digest,
 )
-from spar_lite.evaluation.stats import Interval, bootstrap_mean, wilson
+from spar_lite.evaluation.stats import Interval, bootstrap_mean, share
+from spar_lite.evaluation.tasks import by_group
 from spar_lite.judge import judge_answer, program_view
 from spar_lite.pairs import similarity
 from spar_lite.recipe import Decoding, Judge
@@ -61,13 +61,10 @@ class RefineResult:
     cost: Cost
 
 
-def failed_answers(
-    prompts: Sequence[Prompt], answers: Iterable[Response]
-) -> list[tuple[Prompt, Response]]:
-    """The prompts whose answer is not empty and misses a constraint, with that answer."""
-    by_prompt = {answer.prompt_id: answer for answer in answers}
-    pairs = [(p, by_prompt[p.id]) for p in prompts if p.id in by_prompt and p.constraints]
-    return [(p, a) for p, a in pairs if a.text.strip() and program_view(p, a.text).verdict is False]
+def failed(prompt: Prompt, answer: Response) -> bool:
+    """Whether an answer is not empty and misses a constraint."""
+    asked = bool(prompt.constraints and answer.text.strip())
+    return asked and program_view(prompt, answer.text).verdict is False
 
 
 async def mend_answer(
@@ -84,13 +81,12 @@ async def mend_answer(
     refiner's own, where its majority finds a fault, as in the loop.
     """
     judge = judge.model_copy(update={"mode": "llm"})
-    cost, noticed = Cost(), None
+    cost, noticed, reply, refined, believed = Cost(), None, None, None, None
     critique: str | None = judge_reply(program_view(prompt, answer.text).critique, False)
     if critic == "own":
         found = await judge_answer(engine, prompt, answer.text, f"{prompt.id}/own", judge)
         cost, noticed = found.cost, None if found.verdict is None else not found.verdict
         critique = found.critique if noticed else None
-    reply, refined, believed = None, None, None
     if critique is not None:
         greedy = Decoding(temperature=0.0, max_new_tokens=reply_tokens)
         messages = refine_messages(prompt.text, answer.text, critique)
@@ -103,7 +99,7 @@ async def mend_answer(
     truly = refined is not None and program_view(prompt, refined).verdict is True
     return RefineResult(
         id=prompt.id,
-        kinds=tuple(constraints.from_json(data).kind for data in prompt.constraints),
+        kinds=tuple(str(data["kind"]) for data in prompt.constraints),
         answer=answer.text,
         noticed=noticed,
         reply=reply,
@@ -119,35 +115,6 @@ async def mend_answer(
 def edit_share(old: str, new: str) -> float:
     """Share of words that differ: 1 minus the similarity."""
     return 1 - similarity(old, new)
-
-
-def refine_scores(results: Sequence[RefineResult], seed: int = 0) -> dict[str, Interval]:
-    """The scores of one refiner, over all failed answers.
-
-    truly_mended and believed_mended: shares of all failed answers; flattery: believed minus true,
-    paired over the same answers; edit: mean share of words changed, of those mended truly.
-    """
-    n = len(results)
-    believed = [r.believed is True for r in results]
-    scores = {
-        "truly_mended": wilson(sum(r.truly for r in results), n),
-        "believed_mended": wilson(sum(believed), n),
-        "flattery": bootstrap_mean(
-            [float(b) - float(r.truly) for b, r in zip(believed, results, strict=True)], seed
-        ),
-        "readable": wilson(sum(r.refined is not None for r in results), n),
-        "edit_share": bootstrap_mean([r.edit for r in results if r.edit is not None], seed),
-        "edit_share_mended": bootstrap_mean(
-            [r.edit for r in results if r.edit is not None and r.truly], seed
-        ),
-    }
-    noticed = [r.noticed for r in results if r.noticed is not None]
-    if noticed:
-        scores["noticed"] = wilson(sum(noticed), len(noticed))
-    for kind in sorted({kind for r in results for kind in r.kinds}):
-        own = [r.truly for r in results if kind in r.kinds]
-        scores[f"truly_mended/{kind}"] = wilson(sum(own), len(own))
-    return scores
 
 
 class Refining(Task[RefineResult]):
@@ -176,15 +143,37 @@ class Refining(Task[RefineResult]):
     def results(self, job: Job, file: StageFile[RefineResult]) -> list[RefineResult]:
         recipe = job.target.recipe
         settings = (recipe.judge, self.critic, recipe.evaluate.reply_tokens)
-        answers = job.base_answers(self.count, self.kinds)
         items = [
             (p.id, partial(mend_answer, job.engine, p, answer, *settings))
-            for p, answer in failed_answers(job.prompts(self.count, self.kinds), answers)
+            for p, answer in job.base_answers(self.count, self.kinds)
+            if failed(p, answer)
         ]
         return collect(job.screen, "refinements", file, items, "answers")
 
-    def scores(self, results: Sequence[RefineResult], seed: int) -> dict[str, Interval]:
-        return refine_scores(results, seed)
+    @staticmethod
+    def scores(results: Sequence[RefineResult], seed: int) -> dict[str, Interval]:
+        """The scores of one refiner, over all failed answers.
+
+        truly_mended and believed_mended: shares of all failed answers; flattery: believed minus
+        true, paired over the same answers; edit: mean share of words changed, of those mended
+        truly.
+        """
+        edits = [(r.edit, r.truly) for r in results if r.edit is not None]
+        noticed = [r.noticed for r in results if r.noticed is not None]
+        scores = {
+            "truly_mended": share(r.truly for r in results),
+            "believed_mended": share(r.believed is True for r in results),
+            "flattery": bootstrap_mean(
+                [float(r.believed is True) - r.truly for r in results], seed
+            ),
+            "readable": share(r.refined is not None for r in results),
+            "edit_share": bootstrap_mean([edit for edit, _ in edits], seed),
+            "edit_share_mended": bootstrap_mean([edit for edit, truly in edits if truly], seed),
+        }
+        if noticed:
+            scores["noticed"] = share(noticed)
+        mended = ((kind, r.truly) for r in results for kind in set(r.kinds))
+        return scores | by_group("truly_mended", mended)
 
 
 @click.command("refine")
@@ -192,7 +181,7 @@ class Refining(Task[RefineResult]):
 @click.option("--kinds", default="", help="Constraint kinds, with commas [the recipe's].")
 @click.option(
     "--critic",
-    type=click.Choice(("program", "own")),
+    type=click.Choice(get_args(Critic)),
     default="program",
     help="Whose critique is worked from [program].",
 )

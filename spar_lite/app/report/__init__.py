@@ -1,1 +1,0 @@
-"""What a person sees: progress, tables, trees. Loads no torch."""
