@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from click.testing import CliRunner
 
+from spar_lite.app.cli import main
 from spar_lite.engines.base import Request, Sampling
 from spar_lite.engines.open import open_engine
 from spar_lite.engines.remote import RemoteEngine
 from spar_lite.errors import EngineError
-from spar_lite.recipe import Recipe, parse_recipe
+from spar_lite.recipe import Recipe, dump_recipe, parse_recipe
 from spar_lite.records import Message, Role
 from spar_lite.run import Adapters, Run
 from tests.scripted import Silence
@@ -91,6 +93,25 @@ def test_a_role_is_a_served_model_and_its_adapter_is_loaded(
     again = Run(settings, tmp_path, Silence())
     again.use_adapters(first)
     assert said(again.engine, "actor") == "actor iteration-1"
+
+
+def test_an_evaluation_asks_the_server_too(settings: Recipe, tmp_path: Path) -> None:
+    """Of a run's checkpoint: what answers is its actor, and no model is loaded here."""
+    actor = tmp_path / "run" / "iteration-1" / "actor"
+    for folder in (actor, actor.parent / "refiner"):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(settings))
+    run = str(tmp_path / "run")
+    done = CliRunner().invoke(main, ["eval", "constraints", run, "--count", "3"])
+    assert done.exit_code == 0, done.output
+    assert Server.adapters["actor"] == "iteration-1"
+    answers = (tmp_path / "run/eval/iteration-1").glob("constraints*.answers.jsonl")
+    assert "actor iteration-1" in next(answers).read_text()
+    pytest.importorskip("lm_eval")
+    done = CliRunner().invoke(main, ["eval", "general", run, "--tasks", "gsm8k"])
+    assert done.exit_code == 2
+    assert "Add -o engine.kind=local" in done.output
 
 
 def test_a_server_that_loads_no_adapter_is_one_line(settings: Recipe, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def open_engine(
     recipe: Recipe,
     policy: Callable[[], Policy],
-    adapters: dict[Role, Path | None],
+    adapters: Mapping[Role, Path | None],
     say: Callable[[str], None] = lambda _: None,
 ) -> RolloutEngine | RemoteEngine:
     """The engine of a recipe (``engine.kind``), with these adapters in place.

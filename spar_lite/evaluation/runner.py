@@ -20,6 +20,7 @@ import click
 from spar_lite.constraints import kind_named
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.engines.base import LazyEngine
+from spar_lite.engines.remote import RemoteEngine
 from spar_lite.errors import StoreError
 from spar_lite.evaluation.inference_search import (
     WAYS,
@@ -95,14 +96,14 @@ class Job:
     bar: str = "answers"
     claim: Callable[[], object] = lambda: None
     begin: float = field(default_factory=time.perf_counter)
-    _engine: RolloutEngine | None = None
+    _engine: RolloutEngine | RemoteEngine | None = None
 
     @property
-    def engine(self) -> RolloutEngine:
+    def engine(self) -> RolloutEngine | RemoteEngine:
         """The engine, opened on first use."""
-        if self._engine is None:
-            self._engine = self.open() if self.open else self.target.open(self.screen)
-        return self._engine
+        engine = self._engine or (self.open() if self.open else self.target.open(self.screen))
+        self._engine = engine
+        return engine
 
     @property
     def lazy(self) -> LazyEngine:

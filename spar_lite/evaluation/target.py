@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spar_lite.engines.open import open_engine
+from spar_lite.engines.remote import RemoteEngine
 from spar_lite.errors import ModelError, StoreError, did_you_mean
 from spar_lite.recipe import Recipe, load_recipe, parse_recipe
 from spar_lite.records import Role, stable_seed
 from spar_lite.run import Screen, checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
-    from spar_lite.model import RolloutEngine
+    from spar_lite.model import Policy, RolloutEngine
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,20 @@ class Target:
     home: Path
     adapters: dict[Role, Path] = field(default_factory=dict)
 
-    def open(self, screen: Screen) -> RolloutEngine:
-        """Load the model and its adapters.
+    def open(self, screen: Screen) -> RolloutEngine | RemoteEngine:
+        """The engine that answers, with the adapters in place; see ``open_engine``."""
+        recipe = self.recipe
 
-        Raises:
-            ModelError: the model cannot be loaded, or an adapter does not fit it.
-        """
-        from spar_lite.model import Policy, RolloutEngine
+        def load() -> Policy:
+            from spar_lite.model import Policy
 
-        recipe, say = self.recipe, screen.say
-        say(f"loading {recipe.model.id}")
-        policy = Policy.load(recipe.model, stable_seed(recipe.seed, "lora"))
-        for role, folder in self.adapters.items():
-            policy.restore(role, folder)
-        fraction = recipe.model.memory_fraction
-        engine = RolloutEngine(policy, recipe.engine, recipe.seed, say, fraction)
+            screen.say(f"loading {recipe.model.id}")
+            policy = Policy.load(recipe.model, stable_seed(recipe.seed, "lora"))
+            for role, folder in self.adapters.items():
+                policy.restore(role, folder)
+            return policy
+
+        engine = open_engine(recipe, load, self.adapters, screen.say)
         engine.on_tokens = screen.tokens
         return engine
 

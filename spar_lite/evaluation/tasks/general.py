@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-from spar_lite.errors import SparError
+from spar_lite.engines.remote import RemoteEngine
+from spar_lite.errors import RecipeError, SparError
 from spar_lite.evaluation.runner import Card, Job, Task, evaluate
 from spar_lite.evaluation.stats import Z95, Interval, share
 from spar_lite.evaluation.tasks import INSTALL
@@ -129,6 +130,11 @@ class General(Task[GeneralResult]):
 
     def prepare(self, job: Job) -> None:
         """A task that cannot be had leaves no settings behind."""
+        if job.target.recipe.engine.kind != "local":
+            raise RecipeError(
+                "eval general wants the model in this process, for log probabilities; found "
+                "engine.kind openai. Add -o engine.kind=local."
+            )
         from spar_lite.model.harness import load_task
 
         self.loaded = load_task(self.manager, self.task, self.options["allow_code"])
@@ -140,10 +146,11 @@ class General(Task[GeneralResult]):
             self.requests += count
             job.screen.advance(count)
 
-        policy = job.engine.policy
+        engine = job.engine
+        assert not isinstance(engine, RemoteEngine)
         job.screen.start(self.task, 0, "requests")
         found = run_harness(
-            policy, job.role, self.loaded, answered, limit=self.limit, **self.options
+            engine.policy, job.role, self.loaded, answered, limit=self.limit, **self.options
         )
         by_task = documents(found)
         self.figures, self.errors = figures(found, by_task)
