@@ -27,6 +27,8 @@ from spar_lite.train import train_actor
 from tests.architectures import CASES, IN_4_BIT, PAIRS, TEXTS, WINDOW, load
 from tests.tiny import write_model
 
+pytestmark = pytest.mark.tensors
+
 
 def ask(policy: Policy, path: str, sampling: Sampling, texts: Sequence[str] = TEXTS) -> list[str]:
     """The replies' texts; both paths draw greedily alike."""

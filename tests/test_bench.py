@@ -21,6 +21,8 @@ from spar_lite.model.reference import Check
 from spar_lite.recipe import EngineSettings, Model
 from tests.scripted import ScriptedEngine
 
+pytestmark = pytest.mark.tensors
+
 
 def test_bench_says_all_that_was_promised() -> None:
     command = ["bench", "--shape", "tiny", "--trees", "3", "--train-tokens", "48", "--json"]

@@ -28,6 +28,8 @@ from spar_lite.model.decoder import (
 from spar_lite.recipe import Lora, Model
 from tests.tiny import write_model
 
+pytestmark = pytest.mark.tensors
+
 HOT = Sampling(1.0)
 MODELS = {
     "llama": ("LlamaConfig", {}),

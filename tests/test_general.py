@@ -20,6 +20,8 @@ from spar_lite.evaluation.tasks.general import GeneralResult, documents, figures
 if TYPE_CHECKING:
     from spar_lite.model import Policy
 
+pytestmark = pytest.mark.tensors
+
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
 COLOURS = """

@@ -30,6 +30,8 @@ from spar_lite.train import train_on_examples
 from tests.scripted import Silence
 from tests.tiny import write_model
 
+pytestmark = pytest.mark.tensors
+
 Factory = Callable[..., Policy]
 ASK = (Message("user", "Name a colour."),)
 SFT = Training(batch_size=2, micro_batch=2, max_length=256, gradient_checkpointing=False)

@@ -27,6 +27,8 @@ from spar_lite.templates.verdict import parse_verdict
 from tests.loops import adapters_of, recipe, records_of, rule, start
 from tests.scripted import ScriptedEngine, Silence
 
+pytestmark = pytest.mark.tensors
+
 FOLDERS = ("bootstrap", "iteration-1")
 
 

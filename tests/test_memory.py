@@ -28,6 +28,8 @@ from spar_lite.model.merged import MergedWeights, copy_bytes, dense
 from spar_lite.recipe import EngineSettings, Training
 from spar_lite.records import Message, Role, TrainingExample
 
+pytestmark = pytest.mark.tensors
+
 Factory = Callable[..., Policy]
 CPU = torch.device("cpu")
 ROLES: tuple[Role, ...] = ("base", "actor", "refiner")

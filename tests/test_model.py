@@ -27,6 +27,8 @@ from spar_lite.model.reference import Check, cut, plain_generate
 from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
 
+pytestmark = pytest.mark.tensors
+
 Factory = Callable[..., Policy]
 
 QUANTIZATIONS = ("none", "nf4")

@@ -23,6 +23,8 @@ from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
 from tests.tiny import write_model
 
+pytestmark = pytest.mark.tensors
+
 ROLES: tuple[Role, ...] = ("base", "actor", "refiner")
 ASK = (Message("user", "Name a bird, or two of them."),)
 

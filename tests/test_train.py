@@ -25,6 +25,8 @@ from spar_lite.train.logps import score_replies
 from spar_lite.train.rows import LengthSampler
 from spar_lite.train.trainers import SparDpo
 
+pytestmark = pytest.mark.tensors
+
 Factory = Callable[..., Policy]
 
 QUANTIZATIONS = ("none", "nf4")

@@ -100,7 +100,7 @@ def run_harness(
         EngineError: not even one sequence fits into memory, or the harness gave up.
     """
     policy.switch(role)
-    policy.slow_down()  # the harness calls the model itself, which fast weights do not expect
+    policy.slow_down()  # the harness calls the model itself, which merged weights do not expect
     while True:
         _settle(tasks)
         try:
