@@ -18,8 +18,8 @@ from spar_lite.data.sources import released_rows
 from spar_lite.engines.base import Engine, LazyEngine
 from spar_lite.engines.open import open_engine
 from spar_lite.engines.remote import RemoteEngine
-from spar_lite.errors import ModelError, SparError
-from spar_lite.recipe import Recipe, dump_recipe
+from spar_lite.errors import ModelError, SparError, StoreError
+from spar_lite.recipe import Recipe, dump_recipe, load_recipe
 from spar_lite.records import Role, stable_seed
 from spar_lite.store import Marker, append_line, write_text
 
@@ -236,6 +236,17 @@ class Run:
 
 
 # --- The checkpoints of a run ---------------------------------------------------------------------
+
+
+def saved_recipe(folder: Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise StoreError(f"{folder} holds no recipe.yaml, so it is not a run folder.")
+    return load_recipe(folder / "recipe.yaml")
 
 
 def checkpoints(folder: Path) -> dict[str, dict[Role, Path]]:

@@ -1,6 +1,6 @@
 """`engine.kind: openai`: roles are served models, and a server loads each adapter when it is made.
 
-The server is a real process's socket that speaks the part of vLLM's protocol that is used
+The server is a real socket of this process that speaks the part of vLLM's protocol that is used
 (`/v1/chat/completions`, `/v1/load_lora_adapter` with `load_inplace`), as seen with vLLM 0.32.0.
 """
 
@@ -121,6 +121,16 @@ def test_a_server_that_loads_no_adapter_is_one_line(settings: Recipe, tmp_path: 
     with pytest.raises(EngineError, match=r"answered 404.*start vLLM with --enable-lora") as error:
         run.open_engine()
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_model_names_the_key(settings: Recipe) -> None:
+    engine = open_engine(settings, pytest.fail, {})
+    assert isinstance(engine, RemoteEngine)
+    assert engine._hint(404, "/chat/completions") == "See engine.url and engine.models."
+    nameless = settings.engine.models.model_copy(update={"actor": ""})
+    wrong = settings.engine.model_copy(update={"models": nameless})
+    with pytest.raises(EngineError, match=r"engine\.models wants the model's name"):
+        open_engine(settings.model_copy(update={"engine": wrong}), pytest.fail, {})
 
 
 def test_as_many_requests_at_a_time_as_the_recipe_says(settings: Recipe) -> None:

@@ -350,11 +350,11 @@ def url() -> Iterator[str]:
 
 
 def endpoint(recipe: Evolve) -> RemoteEngine:
-    return open_endpoint(recipe, {"base": recipe.model}, "evolve")
+    return open_endpoint(recipe, {"base": recipe.model}, "evolve.model")
 
 
 def ask(url: str, key: str | None = None) -> Any:
-    engine = RemoteEngine(url, {"base": "some-model"}, key, 2, "evolve", pause=0.0)
+    engine = RemoteEngine(url, {"base": "some-model"}, key, 2, "evolve.model", pause=0.0)
     return asyncio.run(evolve(engine, PLAIN, settings("openai"), 0))
 
 

@@ -325,6 +325,14 @@ def test_nothing_to_train_on_is_an_error(
         train_on_examples(tiny_policy(), "actor", rows, SFT, seed=0)
 
 
+def test_pairs_that_are_all_too_long_are_an_error_though_passed_answers_fit(
+    tiny_policy: Factory,
+) -> None:
+    long = [pair("a", "b", "c" * 300)]
+    with pytest.raises(TrainingError, match="all 1 were longer"):
+        train_actor(tiny_policy(), long, DPO, seed=0, passed=EXAMPLES[:1])
+
+
 def test_a_training_that_changes_nothing_is_an_error(tiny_policy: Factory) -> None:
     policy = tiny_policy()
     before = {name: t.clone() for name, t in policy.weights("actor").items()}

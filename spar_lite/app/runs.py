@@ -15,7 +15,7 @@ from spar_lite.errors import StoreError
 from spar_lite.evaluation.compare import differences, run_alarms
 from spar_lite.loop import execute, spar, summaries
 from spar_lite.recipe import Recipe, load_recipe
-from spar_lite.run import Run, Screen
+from spar_lite.run import Run, Screen, saved_recipe
 
 
 @click.command()
@@ -68,14 +68,3 @@ def print_tables(console: Console, recipe: Recipe, folder: Path) -> None:
     print_alarms(console, weak_parts(found))
     if recipe.judge.mode == "llm":
         console.print("Verdicts are the model's own: it judges itself.", highlight=False)
-
-
-def saved_recipe(folder: Path) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        StoreError: there is none.
-    """
-    if not (folder / "recipe.yaml").exists():
-        raise StoreError(f"{folder} holds no recipe.yaml, so it is not a run folder.")
-    return load_recipe(folder / "recipe.yaml")

@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.tree import Tree as Drawing
 
 from spar_lite.app.console import make_console
-from spar_lite.app.runs import saved_recipe
 from spar_lite.errors import StoreError, did_you_mean
 from spar_lite.evaluation.compare import heldout_results
 from spar_lite.evaluation.heldout import HeldoutResult
 from spar_lite.evaluation.scoring import heldout
 from spar_lite.recipe import Recipe
 from spar_lite.records import Node, Prompt, Tree
+from spar_lite.run import saved_recipe
 from spar_lite.search import node_value
 from spar_lite.store import StageFile
 

@@ -95,7 +95,7 @@ def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
         if way == "model":
             engine = run.engine
         elif way == "openai":
-            engine = open_endpoint(settings, {"base": settings.model}, "evolve")
+            engine = open_endpoint(settings, {"base": settings.model}, "evolve.model")
         return {p.id: partial(evolve, engine, p, settings, seed) for p in plain}
 
     found = at.each(

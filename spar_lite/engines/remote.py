@@ -38,15 +38,15 @@ TIMEOUT = 300.0
 class RemoteEngine:
     """Engine over HTTP.
 
-    ``models``: the name of the served model that answers as each role. ``section``: of the recipe,
-    for messages. ``pause``: seconds before the second try, doubled each time.
+    ``models``: the name of the served model that answers as each role. ``models_key``: where the
+    recipe says so, for messages. ``pause``: seconds before the second try, doubled each time.
     """
 
     url: str = field(repr=False)
     models: Mapping[Role, str]
     key: str | None = field(repr=False)
     parallel: int
-    section: str = "engine"
+    models_key: str = "engine.models"
     pause: float = 1.0
     on_tokens: Callable[[int], None] = field(default=lambda _: None, repr=False)
     _loaded: dict[Role, Path | None] = field(default_factory=dict, repr=False)
@@ -89,11 +89,7 @@ class RemoteEngine:
         try:
             return _completion(request, json.loads(self._post("/chat/completions", body)))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            # Its kind alone: what it says may quote what was sent, the key among it.
-            raise EngineError(
-                f"{self._shown} gave no chat completion ({type(error).__name__}). Is it "
-                "OpenAI-compatible?"
-            ) from None
+            raise self._foreign(error) from None
 
     def _post(self, path: str, body: Mapping[str, Any]) -> bytes:
         """What the endpoint answers, asked again while it is busy."""
@@ -121,12 +117,15 @@ class RemoteEngine:
             except (urllib.error.URLError, OSError) as error:
                 fault = f"{self._shown} cannot be reached ({self._safe(str(error))})"
             except ValueError as error:
-                # An address or a key that no request can carry; what it says may quote them.
-                raise EngineError(
-                    f"{self._shown} gave no chat completion ({type(error).__name__}). Is it "
-                    "OpenAI-compatible?"
-                ) from None
+                raise self._foreign(error) from None  # an address or a key that none can carry
         raise EngineError(f"{fault}, {TRIES} times. The same command goes on from here.")
+
+    def _foreign(self, error: Exception) -> EngineError:
+        """Its kind alone: what it says may quote what was sent, the key among it."""
+        return EngineError(
+            f"{self._shown} gave no chat completion ({type(error).__name__}). Is it "
+            "OpenAI-compatible?"
+        )
 
     @property
     def _shown(self) -> str:
@@ -140,32 +139,34 @@ class RemoteEngine:
         return text.replace(self.key, "(key)") if self.key else text
 
     def _hint(self, code: int, path: str) -> str:
+        section = self.models_key.partition(".")[0]
         if code in (401, 403):
-            return f"Is the key in the environment variable that {self.section}.key_env names?"
+            return f"Is the key in the environment variable that {section}.key_env names?"
         if path == "/load_lora_adapter":
             return (
                 "It must load adapters: start vLLM with --enable-lora and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, where it sees the run's folder."
             )
-        return f"See {self.section}.url and {self.section}.model." if code == 404 else ""
+        return f"See {section}.url and {self.models_key}." if code == 404 else ""
 
 
 def open_endpoint(
-    settings: Endpoint, models: Mapping[Role, str], section: str = "engine"
+    settings: Endpoint, models: Mapping[Role, str], models_key: str = "engine.models"
 ) -> RemoteEngine:
-    """The server that a section of a recipe names.
+    """The server that a section of a recipe names; ``models_key``: where its models are named.
 
     Raises:
         EngineError: no model name, an address that is none, or a key that no request can carry.
     """
     if not all(models.values()):
-        raise EngineError(f"{section}.model wants the model's name at the endpoint, found none.")
+        raise EngineError(f"{models_key} wants the model's name at the endpoint, found none.")
     try:
         parts = urllib.parse.urlsplit(settings.url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable or any(char.isspace() for char in settings.url):
+        section = models_key.partition(".")[0]
         raise EngineError(
             f"{section}.url wants http:// or https:// and a host, found {settings.url}."
         )
@@ -175,7 +176,7 @@ def open_endpoint(
             f"the key in the environment variable {settings.key_env} holds characters that no "
             "request can carry, such as a line break or a typographic dash. Copy it anew."
         )
-    return RemoteEngine(settings.url, models, key or None, settings.parallel, section)
+    return RemoteEngine(settings.url, models, key or None, settings.parallel, models_key)
 
 
 def _completion(request: Request, found: dict[str, Any]) -> Completion:

@@ -20,8 +20,8 @@ from spar_lite.evaluation.runner import points, scorecards
 from spar_lite.evaluation.scoring import IFEVAL_FILES
 from spar_lite.evaluation.stats import Points, clustered_mean, paired_change
 from spar_lite.loop import summaries
-from spar_lite.recipe import Recipe, load_recipe, recipe_slice
-from spar_lite.run import Summary, last_checkpoint, standing, start_folder
+from spar_lite.recipe import Recipe, recipe_slice
+from spar_lite.run import Summary, last_checkpoint, saved_recipe, standing, start_folder
 from spar_lite.store import Marker, StageFile, json_text
 
 COUNTS, IFEVAL, HELDOUT = "answers that count", "IFEval prompts met", "held-out answers"
@@ -181,9 +181,7 @@ def compare(words: Sequence[str], start: str | None = None) -> dict[str, Any]:
 
 
 def _read(folder: Path, checkpoint: str) -> Side:
-    if not (folder / "recipe.yaml").is_file():
-        raise StoreError(f"{folder} holds no recipe.yaml, so it is not a run folder.")
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = saved_recipe(folder)
     stages = summaries(recipe, folder)
     cards = list(scorecards(folder / "eval"))
     # Checkpoints that have a finished held-out score or evaluation, in the order of the run.
