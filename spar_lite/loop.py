@@ -194,7 +194,7 @@ def _train_actor(at: StepFolder, data: Data) -> Summary:
     if not pairs:
         run.screen.say("no preference pairs: the actor stays as it is")
         return {"examples": 0}
-    done = train_actor(run.policy, pairs, settings, seed, step, passed)
+    done = train_actor(run.policy, pairs, settings, seed, step, passed, run.screen.say)
     return {"passed": len(passed)} | training_summary(done)
 
 

@@ -78,7 +78,9 @@ class Model(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the first CUDA device if there is one"
     )
-    threads: Natural = Field(0, description="CPU threads; 0 chooses by a short measurement")
+    threads: Natural = Field(
+        0, description="CPU threads; 0 measures which number is fastest, every 20 seconds anew"
+    )
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="share of the device's memory to use; the rest is left to your desktop"
     )
@@ -169,7 +171,11 @@ class Training(Section):
     lr: Positive = Field(2e-4, description="peak learning rate (LoRA wants about 10x full tuning)")
     epochs: Count = Field(1, description="passes over the examples")
     batch_size: Count = Field(8, description="examples per optimizer step")
-    micro_batch: Count = Field(8, description="examples per forward pass; at most batch_size")
+    pass_tokens: Count = Field(
+        8192,
+        description="padded tokens in one forward pass, so that a step's examples may take several;"
+        " an example longer than that goes alone; halved where memory runs out",
+    )
     max_length: Count = Field(2048, description="tokens; longer examples are dropped and counted")
     warmup_ratio: Fraction = Field(0.1, description="share of steps that raise the learning rate")
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
@@ -178,15 +184,6 @@ class Training(Section):
     gradient_checkpointing: bool = Field(
         True, description="recompute activations: less memory, about a third more time"
     )
-
-    @model_validator(mode="after")
-    def _micro(self) -> Training:
-        if self.batch_size % self.micro_batch:
-            raise ValueError(
-                f"batch_size wants a multiple of micro_batch, found {self.batch_size} and "
-                f"{self.micro_batch}"
-            )
-        return self
 
 
 class Bootstrap(Training):

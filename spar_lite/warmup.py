@@ -156,7 +156,8 @@ def fit(
     )
     for number, rows in enumerate(filter(None, parts)):
         seed = stable_seed(run.recipe.seed, at.name, role, *([number] if number else []))
-        found = training_summary(train_on_examples(run.policy, role, rows, settings, seed, step))
+        done = train_on_examples(run.policy, role, rows, settings, seed, step, run.screen.say)
+        found = training_summary(done)
         for key in ("examples", "dropped", "steps", "tokens"):
             found[key] += summary.get(key, 0)
         found["loss_first"] = summary.get("loss_first", found["loss_first"])

@@ -16,7 +16,7 @@ from tests.scripted import ScriptedEngine, Silence
 
 
 def recipe(model: Path, **changes: Any) -> Recipe:
-    small = {"batch_size": 4, "micro_batch": 4, "gradient_checkpointing": False}
+    small = {"batch_size": 4, "gradient_checkpointing": False}
     data: dict[str, Any] = {
         "iterations": 2,
         # One thread: sums of floats, and so bytes, follow their number.

@@ -40,7 +40,7 @@ def ask(policy: Policy, path: str, sampling: Sampling, texts: Sequence[str] = TE
     return [c.text for c in done]
 
 
-DPO = Dpo(lr=1e-2, batch_size=2, micro_batch=2, max_length=256, gradient_checkpointing=False)
+DPO = Dpo(lr=1e-2, batch_size=2, max_length=256, gradient_checkpointing=False)
 
 
 def through(folder: Path, name: str, quantization: str = "none") -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_an_architecture_works_on_cuda(tmp_path: Path, name: str, quantization: 
     for slots, merged in ((4, False), (64, False), (64, True)):
         found = self_check(policy, slots, merged, prompts, 60)
         assert (found.fault is None) == CASES[name].fast, found
-    settings = Dpo(batch_size=2, micro_batch=2, max_length=256, gradient_checkpointing=False)
+    settings = Dpo(batch_size=2, max_length=256, gradient_checkpointing=False)
     report = train_actor(policy, PAIRS, settings, 0)
     assert report.metrics["dpo_term_step0"] == pytest.approx(0.693147, abs=2e-2)
 

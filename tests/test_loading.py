@@ -34,7 +34,7 @@ pytestmark = pytest.mark.tensors
 
 Factory = Callable[..., Policy]
 ASK = (Message("user", "Name a colour."),)
-SFT = Training(batch_size=2, micro_batch=2, max_length=256, gradient_checkpointing=False)
+SFT = Training(batch_size=2, max_length=256, gradient_checkpointing=False)
 ROWS = [TrainingExample(f"e{n}", "answer", ASK, f"Blue {n}.") for n in range(4)]
 
 

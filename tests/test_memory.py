@@ -380,12 +380,12 @@ def test_threads_follow_the_measurement() -> None:
     """By a clock on which every product takes as long as the next, one thread is enough."""
     ticks = itertools.count()
     before = torch.get_num_threads()
-    assert best_threads(16, clock=lambda: float(next(ticks))) == 1
+    assert best_threads(16, clock=lambda: next(ticks) / 1000) == 1
     assert torch.get_num_threads() == before
 
     def slow_alone() -> float:
         """With one thread each reading is ten times as far from the last."""
-        now[0] += 10.0 if torch.get_num_threads() == 1 else 1.0
+        now[0] += 0.01 if torch.get_num_threads() == 1 else 0.001
         return now[0]
 
     now = [0.0]

@@ -645,3 +645,17 @@ def test_a_damaged_adapter_file_is_named(tiny_policy: Factory, tmp_path: Path) -
     (tmp_path / "actor" / "adapter_model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ModelError, match="damaged"):
         policy.restore("actor", tmp_path / "actor")
+
+
+def test_a_flat_row_does_not_change_what_the_others_draw() -> None:
+    """Only a row whose 256 likeliest tokens hold too little mass is sorted as a whole."""
+    generator = torch.Generator().manual_seed(0)
+    peaked = 8 * torch.randn(6, 4096, generator=generator)
+    flat = 0.01 * torch.randn(2, 4096, generator=generator)
+    nucleus = Sampling(temperature=1.0, top_p=0.9)
+    for uniform in torch.rand(20, 8, generator=generator):
+        mixed = sample(torch.cat([peaked, flat]), nucleus, uniform)
+        assert mixed[:6].tolist() == sample(peaked, nucleus, uniform[:6]).tolist()
+        assert mixed[6:].tolist() == sample(flat, nucleus, uniform[6:]).tolist()
+        kept = flat.softmax(-1).sort(descending=True).indices[:, :3687]  # nine tenths of them
+        assert all(token in row for token, row in zip(mixed[6:], kept, strict=True))

@@ -153,7 +153,6 @@ FAULTS = [
     ("dpo.beta=0", "dpo.beta: wanted greater than 0, found 0."),
     ("dpo.lr=.inf", "dpo.lr: wanted a finite number, found inf."),
     ("dpo.lr=.nan", "dpo.lr: wanted a finite number, found nan."),
-    ("dpo.micro_batch=16", "dpo: batch_size wants a multiple of micro_batch, found 8 and 16"),
     ("prompts.per_prompt=[3,1]", "prompts.per_prompt: wanted [fewest, most], found [3, 1]"),
     ("bootstrap.per_prompt=[3,1]", "bootstrap.per_prompt: wanted [fewest, most], found [3, 1]"),
     ("evolve.others=[3,1]", "evolve.others: wanted [fewest, most], found [3, 1]"),

@@ -43,8 +43,11 @@ def pair(prompt: str, chosen: str, rejected: str) -> PreferencePair:
 
 EXAMPLES = [example(f"Count {n}", f"It is {n}." * (1 + n % 3), str(n)) for n in range(8)]
 PAIRS = [pair(f"Say {n}", f"yes {n}" * (1 + n % 3), f"NO {n}") for n in range(8)]
-SFT = Training(lr=1e-2, batch_size=4, micro_batch=2, max_length=256, gradient_checkpointing=False)
-DPO = Dpo(lr=1e-2, batch_size=4, micro_batch=2, max_length=256, gradient_checkpointing=False)
+PASSES = (1, 150, 8192)
+"""Tokens of a pass: for one example at a time, for some, for all."""
+
+SFT = Training(lr=1e-2, batch_size=4, max_length=256, gradient_checkpointing=False)
+DPO = Dpo(lr=1e-2, batch_size=4, max_length=256, gradient_checkpointing=False)
 
 
 def logits(policy: Policy, text: str = "Say 1") -> torch.Tensor:
@@ -185,35 +188,106 @@ def test_the_end_of_a_rejected_answer_may_be_left_out(tiny_policy: Factory) -> N
     assert math.isfinite(report.metrics["logp_rejected_after_per_token"])
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-@pytest.mark.parametrize("count", [2, 3])  # 3: where micro_batch is 2 the last one is short
+@pytest.mark.parametrize("pass_tokens", PASSES)
+@pytest.mark.parametrize("count", [2, 3])
 def test_nll_of_dpo_is_the_mean_over_answers_of_each_ones_mean(
-    tiny_policy: Factory, micro_batch: int, count: int
+    tiny_policy: Factory, pass_tokens: int, count: int
 ) -> None:
-    """A long answer weighs no more than a short one, however a step is cut into micro-batches."""
+    """A long answer weighs no more than a short one, however a step is cut into passes."""
     policy = tiny_policy()
     pairs = UNEVEN[:count]
     chosen = [TrainingExample(p.id, "answer", p.prompt, p.chosen) for p in pairs]
     each = [mean_nll(policy, [row]) for row in chosen]
     wanted = sum(each) / len(each)
     assert abs(wanted - mean_nll(policy, chosen)) > 0.01  # it does matter here
-    settings = DPO.model_copy(update={"micro_batch": micro_batch})
+    settings = DPO.model_copy(update={"pass_tokens": pass_tokens})
     report = train_actor(policy, pairs, settings, seed=0)
     assert report.metrics["nll_first"] == pytest.approx(wanted, rel=1e-5)
     assert report.loss_first == pytest.approx(LN2 + 0.1 * wanted, rel=1e-5)
 
 
-def test_micro_batches_change_no_gradient(tiny_policy: Factory) -> None:
-    """Three pairs of a step of four: the last micro-batch of one pair weighs as one pair."""
+def test_passes_change_no_gradient(tiny_policy: Factory) -> None:
+    """Three pairs of a step of four: a pass of one pair weighs as one pair."""
     found = []
-    for micro_batch in (1, 2, 4):
+    for pass_tokens in PASSES:
         policy = tiny_policy()
         # Adam's first step knows signs alone: sizes tell from the second on.
-        settings = DPO.model_copy(update={"micro_batch": micro_batch, "epochs": 3, "lr": 1e-3})
+        settings = DPO.model_copy(update={"pass_tokens": pass_tokens, "epochs": 3, "lr": 1e-3})
         train_actor(policy, UNEVEN, settings, seed=0)
         found.append(torch.cat([t.flatten() for t in _all(policy, "actor")]))
     assert torch.allclose(found[0], found[2], atol=1e-5)
     assert torch.allclose(found[1], found[2], atol=1e-5)
+
+
+class SmallMemory:
+    """Lets forward passes of more than ``most`` tokens fail, as a full device does."""
+
+    def __init__(self, policy: Policy, most: int) -> None:
+        self.most, self.largest, self.failed = most, 0, 0
+        policy.inner.model.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, _: Any, args: Any, given: dict[str, Any]) -> None:
+        tokens = given["input_ids"].numel()
+        if tokens > self.most:
+            self.failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.largest = max(self.largest, tokens)
+
+
+def test_out_of_memory_halves_the_passes_and_learns_the_same(tiny_policy: Factory) -> None:
+    """Less goes through the model at a time; steps, examples and weights are as without it."""
+    found, reports = [], []
+    for most in (100_000, 260):
+        policy, said = tiny_policy(), []
+        memory = SmallMemory(policy, most)
+        report = train_actor(policy, UNEVEN, DPO, seed=0, say=said.append)
+        assert memory.largest <= most
+        assert bool(said) == (memory.failed > 0) == (most == 260)
+        found.append(torch.cat([t.flatten() for t in _all(policy, "actor")]))
+        reports.append(report)
+    assert "going on with" in said[0]
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    wide, narrow = reports
+    assert (wide.steps, wide.tokens, wide.examples) == (
+        narrow.steps,
+        narrow.tokens,
+        narrow.examples,
+    )
+    assert narrow.metrics["nll_first"] == pytest.approx(wide.metrics["nll_first"], rel=1e-5)
+    assert narrow.metrics["dpo_term_step0"] == pytest.approx(LN2, abs=1e-6)
+
+
+def test_a_full_memory_in_the_middle_of_a_step_leaves_no_half_of_it(tiny_policy: Factory) -> None:
+    """The gradients of the parts that went well are not counted twice."""
+    found = []
+    for fails in (False, True):
+        policy = tiny_policy()
+        calls = [3] if fails else []  # two passes of the step are done
+
+        def fail(*_: Any, calls: list[int] = calls) -> None:
+            calls[:] = [left - 1 for left in calls if left]
+            if 0 in calls:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        policy.inner.model.register_forward_pre_hook(fail)
+        settings = SFT.model_copy(update={"batch_size": 8, "pass_tokens": 120})
+        report = train_on_examples(policy, "refiner", EXAMPLES, settings, seed=3)
+        found.append((torch.cat([t.flatten() for t in _all(policy, "refiner")]), report))
+    (plain, wide), (again, narrow) = found
+    assert torch.allclose(plain, again, atol=1e-5)
+    assert (wide.tokens, wide.steps) == (narrow.tokens, narrow.steps)
+    assert narrow.loss_first == pytest.approx(wide.loss_first, rel=1e-5)
+
+
+def test_one_example_that_is_too_much_is_one_line(tiny_policy: Factory) -> None:
+    policy = tiny_policy()
+    before = policy.fingerprint("actor")
+    SmallMemory(policy, 10)
+    with pytest.raises(
+        TrainingError, match=r"with one example of \d+ tokens at a time\. Lower max"
+    ):
+        train_actor(policy, UNEVEN, DPO, seed=0)
+    assert policy.fingerprint("actor") == before
 
 
 # At step 0 all log-ratios are 0, so that the loss is, by hand:
@@ -277,7 +351,7 @@ def means(policy: Policy) -> dict[str, tuple[float, float]]:
 def test_sft_loss_falls_on_the_completion_alone(tiny_policy: Factory, quantization: str) -> None:
     policy = tiny_policy(quantization=quantization)
     actor, refiner = policy.fingerprint("actor"), policy.fingerprint("refiner")
-    settings = SFT.model_copy(update={"batch_size": 8, "micro_batch": 4})
+    settings = SFT.model_copy(update={"batch_size": 8})
     policy.switch("refiner")
     wanted = mean_nll(policy, EXAMPLES)
     report = train_on_examples(policy, "refiner", EXAMPLES, settings, seed=3)
@@ -288,11 +362,11 @@ def test_sft_loss_falls_on_the_completion_alone(tiny_policy: Factory, quantizati
     assert_ready(policy)
 
 
-def test_completions_of_several_micro_batches_weigh_by_token(tiny_policy: Factory) -> None:
+def test_completions_of_several_passes_weigh_by_token(tiny_policy: Factory) -> None:
     policy = tiny_policy()
     policy.switch("actor")
     wanted = mean_nll(policy, EXAMPLES)
-    settings = SFT.model_copy(update={"batch_size": 8, "micro_batch": 2})
+    settings = SFT.model_copy(update={"batch_size": 8, "pass_tokens": 120})
     report = train_on_examples(policy, "actor", EXAMPLES, settings, seed=3)
     assert report.loss_first == pytest.approx(wanted, rel=1e-4)
 
@@ -378,7 +452,7 @@ def test_memorisation(tiny_policy: Factory) -> None:
     policy = tiny_policy()
     rows = [example("Name a bird.", "An owl."), example("Name a fish.", "A carp.")]
     settings = Training(
-        lr=3e-2, epochs=40, batch_size=2, micro_batch=2, max_length=128, warmup_ratio=0.1,
+        lr=3e-2, epochs=40, batch_size=2, max_length=128, warmup_ratio=0.1,
         gradient_checkpointing=False,
     )  # fmt: skip
     report = train_on_examples(policy, "actor", rows, settings, seed=0)
@@ -502,14 +576,14 @@ ROLES: tuple[Role, ...] = ("actor", "refiner", "base")
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-@pytest.mark.parametrize("micro_batch", [1, 3, 8])  # 3: prompts and replies of unlike lengths
+@pytest.mark.parametrize("pass_tokens", PASSES)
 def test_replies_are_scored_as_a_plain_forward_pass_does(
-    tiny_policy: Factory, quantization: str, micro_batch: int
+    tiny_policy: Factory, quantization: str, pass_tokens: int
 ) -> None:
     policy = stir(tiny_policy(quantization=quantization))
     sums = []
     for role in ROLES:
-        found = score_replies(policy, role, CHATS, micro_batch)
+        found = score_replies(policy, role, CHATS, pass_tokens)
         policy.switch(role)
         assert [count for _, count in found] == [len(said) + 1 for _, said in ASKED]
         sums.append([total for total, _ in found])
@@ -646,7 +720,7 @@ def test_a_trainer_that_cannot_be_built_leaves_the_adapter_as_it_was(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(SparDpo, "compute_ref_log_probs", runs_out)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(TrainingError, match="out of memory on cpu with one example"):
         train_actor(policy, PAIRS, DPO, 0)
     assert policy.fingerprint("actor") == good
     assert all(t.dtype == torch.float32 for t in policy.weights("actor").values())

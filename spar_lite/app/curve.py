@@ -157,7 +157,9 @@ def _teach(
         settings = run.recipe.bootstrap.model_copy(update={"schedule": "constant_with_warmup"})
         step = training_progress(run.screen, label, [len(part) for part in parts], settings)
         for part in parts:
-            report = train_on_examples(run.policy, "refiner", part, settings, seed, step)
+            report = train_on_examples(
+                run.policy, "refiner", part, settings, seed, step, run.screen.say
+            )
             total["tokens"] += report.tokens
         total["seconds"] += round(time.perf_counter() - begin, 1)
         run.policy.save("refiner", folder / "refiner")

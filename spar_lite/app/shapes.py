@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from spar_lite.model import Policy
+from spar_lite.model.machine import pick_device, pick_dtype
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.run import ROLES
 
@@ -53,11 +54,10 @@ def shape_config(name: str) -> Any:
 
 def shape_recipe(name: str, folder: Path, overrides: Sequence[str]) -> Recipe:
     """A recipe whose model is a random one of this shape, written into ``folder``."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype = pick_dtype(pick_device("auto"))
     model = write_shape(name, folder, dtype)
-    # One example at a time: 2,048 tokens of a large vocabulary are all that a small card can take.
-    small = {"batch_size": 4, "micro_batch": 1}
-    data = {"model": {"id": str(model)}, "dpo": {**small}, "rft": {**small}}
+    small = {"batch_size": 4}
+    data = {"model": {"id": str(model)}, "dpo": small, "rft": small}
     return parse_recipe(data, f"--shape {name}", overrides)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from spar_lite.errors import ModelError, SparError
-from spar_lite.model.machine import free_memory, is_out_of_memory
+from spar_lite.model.machine import free_memory, is_out_of_memory, pick_dtype
 from spar_lite.recipe import Model
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -57,8 +57,7 @@ def load_base(where: str, settings: Model, device: torch.device, quantized: bool
     Raises:
         ModelError: it cannot be loaded, is not whole, is not finite, or does not fit the memory.
     """
-    # On a CPU without bf16 units, bf16 products are hundreds of times slower than fp32.
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = pick_dtype(device)
     trusted, refusal = settings.trust_remote_code, None
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,14 @@ CACHE_SHARE = {"cuda": 0.75, "cpu": 0.5}
 NEAR = 0.9
 """Speeds from this share of the best on count as a tie."""
 
-ROUNDS, TRIES = 10, 10
-"""How often each number of threads is tried, and products timed each time: half a second in all."""
+ROUNDS, SLICE = 5, 0.01
+"""How often each number of threads is tried, and for how many seconds: a sixth of one in all."""
+
+TRIES = 10
+"""Products of which the fastest counts, where one is compared with another."""
+
+TUNE_EVERY = 20.0
+"""Seconds after which the threads are chosen anew: a browser opens, a backup ends."""
 
 LINUX = sys.platform == "linux"
 
@@ -35,6 +42,17 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device wanted cuda, found no CUDA device. Use -o model.device=cpu.")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """What products are computed in: bf16 on CUDA, fp16 where that is emulated, fp32 on a CPU.
+
+    A T4 or V100 (below compute capability 8.0) has no bf16 units. On a CPU without them bf16
+    products are hundreds of times slower than fp32.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def total_memory(device: torch.device) -> int:
@@ -110,21 +128,28 @@ def peak_memory(device: torch.device) -> int:
 def best_threads(hidden: int, clock: Callable[[], float] = time.perf_counter) -> int:
     """The fastest number of CPU threads now, by a short measurement of a decoding step's product.
 
-    More threads than free cores can be ten times slower than one: they wait for one another by
-    spinning. A near tie goes to fewer threads.
+    Threads wait for one another by spinning: where another process takes one of two cores, two
+    threads are eight times slower than one (LOG.md). A near tie goes to fewer threads.
     """
     before = torch.get_num_threads()
     cores = len(psutil.Process().cpu_affinity()) if LINUX else psutil.cpu_count() or 1
     weight, x = torch.ones(4 * hidden, hidden), torch.ones(hidden, 64)
-    seconds: dict[int, float] = {}
-    # In turns, so that a core that is busy for a moment does not decide.
+    products = Counter[int]()
+    seconds: dict[int, float] = defaultdict(float)
+    # In turns, so that what lasts a moment does not decide. All of the time counts, not the best of
+    # it: a core that others use is free now and then.
     for threads in sorted({1, max(1, cores // 2), cores}) * ROUNDS:
         torch.set_num_threads(threads)
-        took = least_seconds(lambda: torch.mm(weight, x), clock)
-        seconds[threads] = min(took, seconds.get(threads, took))
+        torch.mm(weight, x)  # the first one wakes them
+        start, took = clock(), 0.0
+        while took < SLICE:
+            torch.mm(weight, x)
+            products[threads] += 1
+            took = clock() - start
+        seconds[threads] += took
     torch.set_num_threads(before)
-    least = min(seconds.values())
-    return min(threads for threads, took in seconds.items() if took * NEAR <= least)
+    rates = {threads: count / seconds[threads] for threads, count in products.items()}
+    return min(threads for threads, rate in rates.items() if rate >= NEAR * max(rates.values()))
 
 
 def least_seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:

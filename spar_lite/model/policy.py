@@ -8,8 +8,10 @@ are toggled in place: no weight moves.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from spar_lite.errors import ModelError
 from spar_lite.model.adapters import read_adapter
 from spar_lite.model.chat import ChatTemplate
 from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer, not_finite
-from spar_lite.model.machine import best_threads, give_back, pick_device
+from spar_lite.model.machine import TUNE_EVERY, best_threads, give_back, pick_device
 from spar_lite.model.merged import MergedWeights, refuse_repacked
 from spar_lite.model.source import locate, reach_hub
 from spar_lite.recipe import Model
@@ -50,6 +52,8 @@ class Policy:
         self.quantized = quantized
         self.role: Role | None = None
         self.fast: MergedWeights | None = None
+        self.chooses_threads = False
+        self._tuned = -math.inf
         self._fresh = {
             role: {name: tensor.cpu().clone() for name, tensor in self.weights(role).items()}
             for role in ADAPTERS
@@ -82,10 +86,11 @@ class Policy:
         keep_4bit_layout(base)
         torch.manual_seed(seed)
         policy = cls(_add_adapters(base, settings), chat, quantized)
-        if device.type == "cpu":
-            hidden = base.config.get_text_config().hidden_size
-            torch.set_num_threads(settings.threads or best_threads(hidden))
-        else:
+        if device.type == "cpu" and settings.threads:
+            torch.set_num_threads(settings.threads)
+        policy.chooses_threads = device.type == "cpu" and not settings.threads
+        policy.tune_threads()
+        if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, policy.device)
             # On Hopper SDPA prefers cuDNN, which plans anew for each new number of keys: decoding
             # took 180 ms a step with it and 119 without (H100, 8B in NF4, 64 rows; LOG.md).
@@ -122,6 +127,15 @@ class Policy:
         if rope.get("rope_type") == "longrope" and rope.get(f"original_{key}"):
             return int(rope[f"original_{key}"])
         return getattr(config, key, None) or sys.maxsize
+
+    def tune_threads(self) -> None:
+        """Choose the CPU threads, and after a while anew, unless the recipe says how many.
+
+        For whoever works long to call between two pieces of work.
+        """
+        if self.chooses_threads and time.monotonic() - self._tuned > TUNE_EVERY:
+            torch.set_num_threads(best_threads(self.inner.config.get_text_config().hidden_size))
+            self._tuned = time.monotonic()
 
     def switch(self, role: Role) -> None:
         """Make ``role`` answer: toggles adapters in place, in eval mode, nothing trainable."""
@@ -188,7 +202,8 @@ class Policy:
         mark = f".{adapter}."
         for name, parameter in self.model.named_parameters():
             if mark in name and "lora_" in name:  # anew, since a trainer may have cast the old one
-                parameter.data = tensors[name.replace(mark, ".")].clone()
+                tensor = tensors[name.replace(mark, ".")]
+                parameter.data = tensor.to(parameter.device, copy=True)
 
     def fingerprint(self, role: Role) -> str:
         """A hash of the adapter's bytes: changes exactly when the adapter does."""
@@ -218,8 +233,7 @@ class Policy:
         """
         if folder is None:
             self.slow_down()
-            fresh = self._fresh[role].items()
-            self.put(ADAPTERS[role], {name: tensor.to(self.device) for name, tensor in fresh})
+            self.put(ADAPTERS[role], self._fresh[role])
             return
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"{folder} holds no adapter_model.safetensors.")

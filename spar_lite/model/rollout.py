@@ -202,6 +202,7 @@ class RolloutEngine:
             for sequence in finished or ():
                 self._deliver(sequence)
             self.on_tokens(len(decoder.active))
+            policy.tune_threads()
             await _give_way()
 
     async def _static(self) -> None:

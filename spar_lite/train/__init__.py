@@ -38,7 +38,10 @@ freeze_libraries()  # TRL has come with this room
 OnStep = Callable[[int, int, int], None]
 """Told after every optimizer step: (step, steps in all, tokens so far)."""
 
-STEP0_TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 5e-2}
+Say = Callable[[str], None]
+"""Told what the user should know, in one line."""
+
+STEP0_TOLERANCE = {torch.float32: 2e-4, torch.float16: 8e-3, torch.bfloat16: 5e-2}
 """How far apart actor and reference may be at step 0, by the base's dtype: nats a token, for
 rounding that adds up like a random walk. A reward is beta times their sum over a reply, so its
 tolerance is this times beta times the root of the reply's length."""
@@ -70,14 +73,16 @@ def train_actor(
     seed: int,
     on_step: OnStep = lambda *_: None,
     passed: Sequence[TrainingExample] = (),
+    say: Say = lambda _: None,
 ) -> TrainingReport:
     """Train the actor on preference pairs; the reference is the actor as it is now.
 
     loss = -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected))
            + nll_weight * mean token NLL of chosen    (SPaR, section 3.3; arXiv 2305.18290, eq. 7)
 
-    as a mean over pairs: long answers weigh no more, and micro-batches change nothing. The first
-    term is another where ``settings.loss`` says so. The metrics' ``logp_…`` are over all pairs.
+    as a mean over pairs: long answers weigh no more, and how many go through the model at a time
+    changes nothing. The first term is another where ``settings.loss`` says so. The metrics'
+    ``logp_…`` are over all pairs.
 
     ``passed``: answers that are good as they are. Each is preferred to itself: with most losses
     that has no gradient, so that they are learnt by the second term alone. Where rejected answers
@@ -95,7 +100,7 @@ def train_actor(
     preferred = sum(fits[: len(pairs)])
     length = max((len(row[f"{side}_ids"]) for row in kept for side in SIDES), default=0)
     step0 = partial(_check_step0, dtype=policy.inner.dtype, beta=settings.beta, length=length)
-    record = _Record(on_step, settings.lr, step0)
+    record = _Record(policy, on_step, settings.lr, step0)
     with _guarded(policy, "actor", settings, preferred, len(pairs), seed) as shared:
         config = DPOConfig(
             **shared,
@@ -103,7 +108,7 @@ def train_actor(
             label_smoothing=settings.label_smoothing,
             beta=settings.beta,
         )
-        kind = partial(SparDpo, nll_weight=settings.nll_weight)
+        kind = partial(SparDpo, nll_weight=settings.nll_weight, say=say)
         trainer, report = _run(policy, "actor", settings, kind, config, kept, len(rows), record)
         # The trainer's own logs know each batch alone, and before its own update.
         before, after = trainer.reference[:preferred], trainer.log_p(preferred)
@@ -129,6 +134,7 @@ def train_on_examples(
     settings: Training,
     seed: int,
     on_step: OnStep = lambda *_: None,
+    say: Say = lambda _: None,
 ) -> TrainingReport:
     """Train one adapter on completions; prompts carry no loss (mean NLL per completion token).
 
@@ -138,10 +144,12 @@ def train_on_examples(
     """
     rows = [example_row(policy, example) for example in examples]
     kept = [row for row in rows if row["length"] <= settings.max_length]
-    record = _Record(on_step, settings.lr)
+    record = _Record(policy, on_step, settings.lr)
     with _guarded(policy, role, settings, len(kept), len(rows), seed) as shared:
         config = SFTConfig(**shared)
-        return _run(policy, role, settings, SparSft, config, kept, len(rows), record)[1]
+        return _run(
+            policy, role, settings, partial(SparSft, say=say), config, kept, len(rows), record
+        )[1]
 
 
 def _log_p(
@@ -177,8 +185,8 @@ def _guarded(
     if thinks := policy.chat.thoughts_when_training:
         raise TrainingError(thinks)
     prints = {name: policy.fingerprint(name) for name in ADAPTERS}
-    before = {name: tensor.clone() for name, tensor in policy.weights(role).items()}
-    cuda = policy.device.type == "cuda"
+    before = {n: tensor.to("cpu", copy=True) for n, tensor in policy.weights(role).items()}
+    cuda, dtype = policy.device.type == "cuda", policy.inner.dtype
     shared = {
         "save_strategy": "no",
         "report_to": "none",
@@ -186,7 +194,8 @@ def _guarded(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would show a NaN as the last good loss, or 0
         "use_cpu": not cuda,
-        "bf16": cuda,
+        "bf16": cuda and dtype == torch.bfloat16,
+        "fp16": cuda and dtype == torch.float16,
         "dataloader_pin_memory": cuda,
         "remove_unused_columns": False,
         "max_length": None,
@@ -194,8 +203,7 @@ def _guarded(
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.lr,
         "lr_scheduler_type": settings.schedule,
-        "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": settings.batch_size // settings.micro_batch,
+        "per_device_train_batch_size": settings.batch_size,
         "activation_checkpointing": False,  # see ``_run``
     }
     try:
@@ -237,6 +245,7 @@ def _run(
     policy.switch(role)
     policy.slow_down()
     trainer = kind(
+        pass_tokens=settings.pass_tokens,
         model=policy.model,
         args=config,
         train_dataset=datasets.Dataset.from_list(rows),
@@ -271,6 +280,7 @@ def _run(
 class _Record(TrainerCallback):  # type: ignore[misc]
     """Keeps every step's logs, passes progress on, refuses NaN, checks the first step."""
 
+    policy: Policy
     on_step: OnStep
     lr: float
     check: Callable[[dict[str, float]], None] = lambda _: None
@@ -288,6 +298,7 @@ class _Record(TrainerCallback):  # type: ignore[misc]
         if len(self.logs) == 1:
             self.check(self.logs[0])
         self.on_step(state.global_step, state.max_steps, int(logs["num_tokens"]))
+        self.policy.tune_threads()
 
 
 def _diverged(what: str, found: str) -> TrainingError:

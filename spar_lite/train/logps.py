@@ -22,10 +22,11 @@ def score_replies(
     policy: Policy,
     role: Role,
     chats: Sequence[tuple[Sequence[Message], str, bool]],
-    micro_batch: int = 8,
+    pass_tokens: int = 8192,
 ) -> list[tuple[float, int]]:
     """For each chat, log p of its reply as ``role`` answers (nats, float32), and its tokens.
 
+    ``pass_tokens``: padded tokens in one forward pass; an example longer than that goes alone.
     ``chats``: messages, the reply to them, and whether it ended by itself: then its end token
     counts too. Base plus adapter answer, as in training: merged weights are gone afterwards, the
     role that answered before is back.
@@ -44,8 +45,10 @@ def score_replies(
     try:
         with patched(policy), torch.no_grad():
             add_fused_lm_head(policy.inner)
-            for start in range(0, len(order), micro_batch):
-                places = order[start : start + micro_batch]
+            while order:
+                # The first of them is the longest.
+                fit = max(1, pass_tokens // sum(map(len, rows[order[0]])))
+                places, order = order[:fit], order[fit:]
                 batch = [rows[place] for place in places]
                 outputs = policy.inner(
                     input_ids=padded([p + r for p, r in batch], policy.tokenizer.pad_token_id),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -19,6 +19,8 @@ import trl.trainer.utils
 from torch import Tensor
 from trl import DPOTrainer, SFTTrainer
 
+from spar_lite.errors import TrainingError
+from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy
 from spar_lite.train.rows import LengthSampler
 
@@ -26,11 +28,97 @@ SIDES = ("chosen", "rejected")
 """What TRL calls the replies of a pair."""
 
 
+Batch = Mapping[str, Tensor]
+
+
 class Mixin:
-    """What we change in TRL's trainers: ready token ids, batches of like length, no telemetry."""
+    """What we change in TRL's trainers: ready token ids, batches of like length, no telemetry.
+
+    A batch is what one optimizer step learns. It goes through the model in parts of at most
+    ``pass_tokens`` padded tokens, whose gradients add up to the batch's. Where memory runs out, the
+    step is begun anew with parts of half the size.
+    """
 
     args: Any
     train_dataset: Any
+    _metrics: Any
+    _total_train_tokens: int
+    sides = 1
+    """Rows of a batch that belong to one example."""
+    parts = 1
+    """Parts of the step at hand."""
+
+    def __init__(self, pass_tokens: int, say: Callable[[str], None], **arguments: Any) -> None:
+        self.pass_tokens, self.say = pass_tokens, say
+        super().__init__(**arguments)
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """A batch's parts, of one example at least, without what is padding in all of their rows.
+
+        Every tensor's first dimension counts examples, or rows side by side (chosen, rejected).
+        """
+        # 1. Which examples go together: as many as fit when padded to their longest.
+        count = len(batch["input_ids"]) // self.sides
+        lengths = batch["attention_mask"].sum(1).view(self.sides, count).amax(0).tolist()
+        groups: list[list[int]] = []
+        for place, length in enumerate(lengths):
+            longest = max([length, *(lengths[n] for n in groups[-1])]) if groups else length
+            if groups and self.sides * longest * (len(groups[-1]) + 1) <= self.pass_tokens:
+                groups[-1].append(place)
+            else:
+                groups.append([place])
+        # 2. Their rows, and the columns that any of them uses.
+        found: list[Batch] = []
+        for group in groups:
+            part = {
+                name: torch.cat([side[group] for side in tensor.chunk(len(tensor) // count)])
+                for name, tensor in batch.items()
+            }
+            used = part["attention_mask"].any(0)
+            found.append({n: t[:, used] if t.dim() == 2 else t for n, t in part.items()})
+        return found
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """One batch's loss, its gradients added up over its parts."""
+        while True:
+            metrics = self._metrics["train"]
+            shown, tokens = {n: len(v) for n, v in metrics.items()}, self._total_train_tokens
+            try:
+                parts = self.split(inputs)
+                self.parts, loss = len(parts), torch.zeros((), device=self.args.device)
+                for part in parts:
+                    loss += super().training_step(model, dict(part), num_items_in_batch)  # type: ignore[misc]
+                return loss
+            except (RuntimeError, MemoryError) as error:
+                self.halve(error, inputs)
+            # Only here is the memory free that the error's traceback held.
+            model.zero_grad(set_to_none=True)
+            give_back(self.args.device)
+            for name, values in metrics.items():
+                del values[shown.get(name, 0) :]
+            self._total_train_tokens = tokens
+
+    def halve(self, error: BaseException, batch: Batch) -> None:
+        """Halve what goes through the model at a time, if memory was what failed.
+
+        Raises:
+            TrainingError: there is nothing to halve, one example alone is too much.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        longest = int(batch["attention_mask"].sum(1).max())
+        if len(self.split(batch)) == len(batch["input_ids"]) // self.sides:
+            raise TrainingError(
+                f"out of memory on {self.args.device} with one example of {longest} tokens at a "
+                "time. Lower max_length of this training, leave gradient_checkpointing on, or "
+                "free memory on the device."
+            ) from None
+        most = max(part["input_ids"].numel() for part in self.split(batch))
+        self.pass_tokens = min(self.pass_tokens, most) // 2
+        self.say(
+            f"out of memory with {most} tokens in one pass: going on with {self.pass_tokens} "
+            "(each step learns the same examples)"
+        )
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """The ids are ready: the prompts are tokenized as for generation, nothing is cut off."""
@@ -51,13 +139,14 @@ class SparSft(Mixin, SFTTrainer):  # type: ignore[misc]
 class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
     """TRL's DPO trainer, in whose loss every pair of a step weighs the same.
 
-    TRL's own likelihood term ("sft") is a mean over the micro-batch's tokens, so that long answers
-    weigh more; and where a step's last micro-batch is short, its pairs weigh more.
+    TRL's own likelihood term ("sft") is a mean over a part's tokens, so that long answers weigh
+    more; and where a step's parts are unlike in size, the pairs of a small one weigh more.
 
     The reference is the actor as it is when the trainer is built: its log p come with the rows.
     """
 
     loss_is_scaled_for_ga = True
+    sides = len(SIDES)
 
     def __init__(self, nll_weight: float, **arguments: Any) -> None:
         # Without a reference model TRL would copy the adapter that is trained, to be one.
@@ -73,27 +162,35 @@ class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
     def log_p(self, count: int) -> list[tuple[float, ...]]:
         """Log p of the chosen and of the rejected reply, for the first ``count`` rows (nats).
 
-        In the batches of the first epoch, so that not even rounding tells actor from reference.
+        In the batches and parts of the first epoch, so that not even rounding tells actor from
+        reference.
         """
         order = [place for place in self._get_train_sampler() if place < count]
         found: dict[int, tuple[float, ...]] = {}
-        for start in range(0, count, self.args.train_batch_size):
-            batch = order[start : start + self.args.train_batch_size]
+        while len(found) < count:
+            batch = order[len(found) : len(found) + self.args.train_batch_size]
             rows = self.data_collator([self.train_dataset[place] for place in batch])
-            sides = self.compute_ref_log_probs(self.model, self._prepare_inputs(rows))
-            pairs = zip(*(side.tolist() for side in sides), strict=True)
-            found.update(zip(batch, pairs, strict=True))
+            try:
+                parts = self.split(self._prepare_inputs(rows))
+                sides = zip(
+                    *(self.compute_ref_log_probs(self.model, p) for p in parts), strict=True
+                )
+                pairs = zip(*(torch.cat(side).tolist() for side in sides), strict=True)
+                found.update(zip(batch, pairs, strict=True))
+            except (RuntimeError, MemoryError) as error:
+                self.halve(error, rows)
+                continue
         return [found[place] for place in range(count)]
 
     def get_batch_samples(self, *args: Any) -> tuple[list[Any], int]:
-        """A step's micro-batches, and how many sequences they hold together."""
+        """A step's batch, and how many sequences it holds."""
         batches, _ = super().get_batch_samples(*args)
         return batches, sum(len(batch["input_ids"]) for batch in batches)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro-batch's part of the step's loss, likelihood term included."""
+        """This part's share of the step's loss, likelihood term included."""
         outputs = []
 
         def forward(**arguments: Any) -> Any:
@@ -104,8 +201,8 @@ class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
         chosen, mask = (t.chunk(2)[0] for t in (outputs[0].log_probs, outputs[0].label_mask))
         nll = mean_nll(chosen, mask)
         share = len(inputs["input_ids"]) / num_items_in_batch
-        # TRL shows a mean over micro-batches; this makes it one over pairs.
-        shown = nll.item() * share * self.current_gradient_accumulation_steps
+        # TRL shows a mean over parts; this makes it one over pairs.
+        shown = nll.item() * share * self.parts
         self._metrics["train"]["nll"].append(shown)
         return (loss + self.nll_weight * nll) * share
 
