@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spar_lite.data.evolve import EVOLVE, loop_prompts
+from spar_lite.data.evolve import EVOLVE, check_prompts, loop_prompts
 from spar_lite.evaluation.audit import audit_summary, iteration_metrics
 from spar_lite.evaluation.scoring import ifeval_prompts, keep_better, score, score_ifeval
 from spar_lite.judge import judge_answer
@@ -33,18 +33,18 @@ from spar_lite.records import (
     Tree,
     stable_seed,
 )
-from spar_lite.run import Adapters, Run, Screen, Summary, adapters_after
+from spar_lite.run import Adapters, Run, Screen, Summary, adapters_after, start_folder
 from spar_lite.sample import sample_answer
 from spar_lite.search import search_tree
-from spar_lite.steps import Records, StepFolder, training_progress, training_summary
-from spar_lite.warmup import fit, kinds, warm_up
+from spar_lite.steps import Records, StepFolder
+from spar_lite.warmup import fit, fit_pairs, kinds, warm_up
 
 
 def spar(run: Run) -> None:
     """The whole run: the base's score, the warm-up, the iterations; each checkpoint is scored."""
     score(run, "base", None)
     score_ifeval(run, "base", None)
-    if run.recipe.bootstrap.source != "none" or run.recipe.bootstrap.start_from:
+    if start_folder(run.recipe) == "bootstrap":
         warm_up(run)
         score(run, "bootstrap", 0)
         score_ifeval(run, "bootstrap", 0)
@@ -61,10 +61,14 @@ def execute(run: Run) -> dict[str, Summary]:
 
     Raises:
         StoreError: the folder holds steps that were made with other recipe values.
-        SparError: IFEval is asked for, and its verifiers or prompts are not there.
+        SparError: IFEval is asked for, and its verifiers or prompts are not there; or the prompts
+            of the iterations are not.
     """
-    if any(label.endswith("/ifeval") for label in run.unfinished(spar)):
-        ifeval_prompts(run.recipe)  # what is missing is said before the first step
+    left = run.unfinished(spar)  # what is missing is said before the first step
+    if any(label.endswith("/ifeval") for label in left):
+        ifeval_prompts(run.recipe)
+    if left:
+        check_prompts(run)
     run.work(spar)
     return summaries(run.recipe, run.folder)
 
@@ -178,24 +182,16 @@ def train(run: Run, number: int, data: Data) -> None:
 
 
 def _train_actor(at: StepFolder, data: Data) -> Summary:
-    from spar_lite.train import train_actor
-
-    run, settings = at.run, at.run.recipe.dpo
-    pairs = [pair for pair in data.pairs if settings.interfering or not pair.interferes]
-    seed = stable_seed(run.recipe.seed, at.name, "dpo")
+    settings, pairs = at.run.recipe.dpo, list(data.pairs)
     passed: list[TrainingExample] = []
     if settings.passed:
+        seed = stable_seed(at.run.recipe.seed, at.name, "dpo")
         passed = passed_answers(
             data.prompts.by_id, data.responses, data.judgements.by_id, settings.passed, seed
         )
     for records in data:
         records.release()
-    step = training_progress(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
-    if not pairs:
-        run.screen.say("no preference pairs: the actor stays as it is")
-        return {"examples": 0}
-    done = train_actor(run.policy, pairs, settings, seed, step, passed, run.screen.say)
-    return {"passed": len(passed)} | training_summary(done)
+    return fit_pairs(at, pairs, passed)
 
 
 # --- What is said of a step when it ends ----------------------------------------------------------

@@ -41,6 +41,7 @@ def _ordered(given: tuple[int, int]) -> tuple[int, int]:
 
 
 FewestMost = Annotated[tuple[Count, Count], AfterValidator(_ordered)]
+Sources = str | tuple[str, ...]
 
 
 class Section(BaseModel):
@@ -98,14 +99,21 @@ class Model(Section):
 class Prompts(Section):
     """Where instructions come from."""
 
-    source: str = Field(
+    source: Sources = Field(
         "builtin",
         description="builtin (short topics plus checkable constraints); a .jsonl file with "
-        '"id", "text" and optionally "constraints", "complete" on each line; a .jsonl, .json, .csv '
-        "or .parquet file with the columns below; or hub:OWNER/NAME (@CONFIG)",
+        '"text" and optionally "id", "constraints", "complete" on each line; .jsonl, .json, .csv '
+        "or .parquet files with the columns below; a folder of them; hub:OWNER/NAME (@CONFIG) or "
+        "hub:OWNER/NAME/PATH; or a list of such names, also with commas",
     )
     column: str = Field("text", description="the source's column that holds the instruction")
     id_column: str = Field("", description="its column of ids; empty: they are numbered")
+    input_column: str = Field(
+        "auto",
+        description="its column of what the instruction speaks of, which is appended; auto: input "
+        "or context beside a column called instruction; none",
+    )
+    encoding: str = Field("utf-8", description="of JSON and CSV files; Windows: cp1252")
     split: str = Field("train", description="split of a Hub data set")
     decontaminate: str = Field(
         "",
@@ -189,13 +197,27 @@ class Training(Section):
 class Bootstrap(Training):
     """The warm-up before iteration 1, without a teacher."""
 
-    source: str = Field(
+    source: Sources = Field(
         "constraints",
-        description="constraints (program-made critiques and repairs), none, or a JSONL file of "
-        'rows with "messages" as in the released SPaR data',
+        description="constraints (program-made critiques and repairs), none, or rows with "
+        '"messages" as in the released SPaR data: a file, a folder, hub:OWNER/NAME/PATH, or a '
+        "list of these, also with commas",
+    )
+    templates: Literal["loop", "paper"] = Field(
+        "loop",
+        description="loop: judge and refine rows of such data are rebuilt with the templates that "
+        "the loop asks with; paper: they stay as they are",
+    )
+    pairs: Sources = Field(
+        "",
+        description='preference pairs ("messages", "chosen", "rejected"), named as source '
+        "names rows: the actor is trained on them before iteration 1, as dpo says; empty: none",
     )
     start_from: str = Field(
         "", description="folder of a finished run: start from its last adapters, without a warm-up"
+    )
+    reuse_prompts: bool = Field(
+        False, description="with start_from: deal prompts again that were dealt there"
     )
     prompts: Count = Field(200, description="builtin prompts whose answers are critiqued")
     kinds: tuple[str, ...] = Field((), description="their constraint kinds; [] takes prompts.kinds")

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spar_lite.data.sources import released_rows
+from spar_lite.data.released import released_pairs, released_rows
 from spar_lite.engines.base import Engine, LazyEngine
 from spar_lite.engines.open import open_engine
 from spar_lite.engines.remote import RemoteEngine
 from spar_lite.errors import ModelError, SparError, StoreError
 from spar_lite.recipe import Recipe, dump_recipe, load_recipe
-from spar_lite.records import Role, stable_seed
+from spar_lite.records import Message, Role, stable_seed
 from spar_lite.store import Marker, append_line, write_text
 
 if TYPE_CHECKING:
@@ -158,13 +158,15 @@ class Run:
 
     def _try_warmup_chats(self, policy: Policy) -> None:
         """Have the template refuse now what it would refuse of a warm-up file's rows."""
-        warmup = self.recipe.bootstrap
-        read = Marker(self.folder / "bootstrap", "examples").read() is not None
-        if read or warmup.source in ("constraints", "none") or warmup.start_from:
-            return
-        chats = {tuple(m.role for m in r.prompt): r for r in released_rows(Path(warmup.source))}
-        for row in chats.values():  # one of each sequence of turns
-            policy.encode(row.prompt)
+        warm, place = self.recipe.bootstrap, self.folder / "bootstrap"
+        prompts: list[tuple[Message, ...]] = []
+        taught = warm.source not in ("constraints", "none") and not warm.start_from
+        if taught and Marker(place, "examples").read() is None:
+            prompts += [row.prompt for row in released_rows(warm.source, warm.templates)[0]]
+        if warm.pairs and Marker(place, "pairs").read() is None:
+            prompts += [pair.prompt for pair in released_pairs(warm.pairs)[0]]
+        for prompt in {tuple(message.role for message in p): p for p in prompts}.values():
+            policy.encode(prompt)  # one of each sequence of turns
 
     @property
     def engine(self) -> Engine:
@@ -290,16 +292,18 @@ def adapters_after(recipe: Recipe, folder: Path, iteration: int | None) -> Adapt
         return Adapters(place / "actor", place / "refiner")
     warm, place = recipe.bootstrap, folder / "bootstrap"
     if warm.start_from:  # the other run may have warmed only one up
-        return Adapters(*(place / role if (place / role).exists() else None for role in ROLES))
-    if warm.source == "none":
-        return FRESH
-    return Adapters(place / "actor" if warm.actor else None, place / "refiner")
+        actor, refiner = (place / role if (place / role).exists() else None for role in ROLES)
+    else:
+        taught = warm.source != "none"
+        actor = place / "actor" if taught and warm.actor else None
+        refiner = place / "refiner" if taught else None
+    return Adapters(place / "actor" if warm.pairs else actor, refiner)
 
 
 def start_folder(recipe: Recipe) -> str:
-    """Where the checkpoint lies that iteration 1 starts from."""
-    warmed = recipe.bootstrap.source != "none" or recipe.bootstrap.start_from
-    return "bootstrap" if warmed else "base"
+    """Where the checkpoint lies that iteration 1 starts from: "base" where nothing is before it."""
+    warm = recipe.bootstrap
+    return "bootstrap" if warm.source != "none" or warm.start_from or warm.pairs else "base"
 
 
 def standing(recipe: Recipe, folder: Path, iteration: int) -> str:

@@ -170,14 +170,17 @@ class StepFolder:
         keys: Sequence[str],
         inputs: Sequence[Input],
         adapters: Adapters,
+        name: str = "",
     ) -> Path:
         """Train one adapter from a checkpoint's, save it, and note both adapters' fingerprints.
 
-        It is made of its own adapter alone; the other one is in place too.
+        It is made of its own adapter alone; the other one is in place too. ``name``: of the step
+        and its folder, where it is not the role's.
         """
+        name = name or role
 
         def work() -> Summary:
-            run, folder = self.run, self.folder / role
+            run, folder = self.run, self.folder / name
             run.use_adapters(adapters)
             summary = learn()
             run.policy.save(role, folder)
@@ -185,8 +188,8 @@ class StepFolder:
             return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in ROLES}}
 
         own = adapters.actor if role == "actor" else adapters.refiner
-        self._step(role, (*MODEL, *keys), [*inputs, Adapters(own, None)], work)
-        return self.folder / role
+        self._step(name, (*MODEL, *keys), [*inputs, Adapters(own, None)], work)
+        return self.folder / name
 
     def write_metrics(self, kind: str, found: Mapping[str, Any]) -> None:
         """Put one line of this kind into the folder's metrics.jsonl, in place of an older one."""

@@ -5,7 +5,9 @@ breaks those minimally, critiques both with quoted evidence, and so writes what 
 written: judgements ending in a verdict, refinements, and answers that meet their constraints. It
 teaches both adapters the formats and as much of the task as they can take.
 
-Or, with ``bootstrap.start_from``, another run's adapters are copied and started from.
+Or, with ``bootstrap.source``, the rows of a file are taught; or, with ``bootstrap.start_from``,
+another run's adapters are copied and started from. Last, with ``bootstrap.pairs``, the actor learns
+released pairs.
 """
 
 from __future__ import annotations
@@ -15,20 +17,34 @@ import itertools
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from spar_lite import constraints
 from spar_lite.constraints import Answer, Requirement
 from spar_lite.constraints.text import sentence_spans, words
-from spar_lite.data.prompts import builtin_prompts, requirements
-from spar_lite.data.sources import released_rows
+from spar_lite.data.files import local_files
+from spar_lite.data.prompts import USED, builtin_prompts, dealt_prompts, requirements
+from spar_lite.data.released import released_pairs, released_rows
+from spar_lite.data.sources import in_words
 from spar_lite.errors import StoreError
+from spar_lite.pairs import interference
 from spar_lite.recipe import Decoding, Prompts, Recipe, Training, load_recipe
-from spar_lite.records import Prompt, Response, Role, TrainingExample, stable_seed
+from spar_lite.records import (
+    Cost,
+    PreferencePair,
+    Prompt,
+    Response,
+    Role,
+    TrainingExample,
+    stable_seed,
+)
 from spar_lite.run import (
     FRESH,
+    ROLES,
     Adapters,
     Run,
     Summary,
@@ -48,20 +64,91 @@ from spar_lite.templates import (
 TASKS = ("prompts.kinds", "prompts.per_prompt")
 """Recipe keys that decide the built-in prompts, beside the seed."""
 
+BEFORE_PAIRS = "actor_before_pairs"
+"""Name of the actor's training, and its folder, where released pairs come after it."""
+
 
 def warm_up(run: Run) -> None:
-    """Warm both adapters up, as far as the recipe says."""
+    """Warm both adapters up, as far as the recipe says; then the actor learns released pairs."""
     recipe, at = run.recipe, StepFolder(run, "bootstrap")
-    warm = recipe.bootstrap
+    warm, before = recipe.bootstrap, FRESH
     if warm.start_from:
-        if (own := at.folder / "refiner.done.json").exists() and not run.lenient:
-            raise StoreError(
-                f"bootstrap.start_from: {own} says that this run has a warm-up of its own, which "
-                "would be lost. Take another --run folder."
-            )
-        keys = ["model.lora", "bootstrap.start_from"]
-        at.report("start", lambda: _start_from(at), keys=keys, unit="copy")
+        before = _started(at)
+    elif warm.source != "none":
+        before = _taught(at)
+    if not warm.pairs:
         return
+    left_out: Counter[str] = Counter()
+
+    def read() -> list[PreferencePair]:
+        pairs, found = released_pairs(warm.pairs)
+        left_out.update(found)
+        _say_left_out(run, "bootstrap.pairs", left_out)
+        return [_with_interference(pair) for pair in pairs]
+
+    pairs = at.once(
+        "pairs",
+        PreferencePair,
+        read,
+        keys=["bootstrap.pairs"],
+        inputs=local_files(warm.pairs),
+        summary=lambda found: {
+            "pairs": len(found),
+            "interfering": sum(bool(pair.interferes) for pair in found),
+            "left_out": left_out.total(),
+        },
+    )
+    at.train(
+        "actor",
+        lambda: fit_pairs(at, list(pairs)),
+        keys=["bootstrap.pairs", "dpo"],
+        inputs=[pairs],
+        adapters=before,
+    )
+
+
+def _with_interference(pair: PreferencePair) -> PreferencePair:
+    """A released pair with what its sides differ in besides, as far as a program sees it."""
+    prompt = Prompt(pair.id, pair.prompt[-1].content)
+    rejected = Response(pair.id, pair.id, pair.rejected, True, Cost())
+    return replace(pair, interferes=interference(prompt, rejected, pair.chosen))
+
+
+def _say_left_out(run: Run, key: str, left_out: Counter[str], advice: str = "") -> None:
+    if left_out:
+        run.screen.say(f"{key}: rows left out: {in_words(left_out)}.{advice}")
+
+
+def _started(at: StepFolder) -> Adapters:
+    """The adapters of ``bootstrap.start_from``, copied, and a list of what was dealt there."""
+    run, warm = at.run, at.run.recipe.bootstrap
+    if (own := at.folder / "refiner.done.json").exists() and not run.lenient:
+        raise StoreError(
+            f"bootstrap.start_from: {own} says that this run has a warm-up of its own, which "
+            "would be lost. Take another --run folder."
+        )
+    if not warm.reuse_prompts:
+        # Noted now: the other run may deal more later.
+        at.once(
+            USED,
+            Prompt,
+            lambda: dealt_prompts(Path(warm.start_from)),
+            keys=["bootstrap.start_from"],
+        )
+    keys = ["model.lora", "bootstrap.start_from"]
+    at.report("start", lambda: _start_from(at), keys=keys, unit="copy")
+    places = (at.folder / _first(at.run.recipe, role) for role in ROLES)
+    return Adapters(*(place if place.exists() else None for place in places))
+
+
+def _first(recipe: Recipe, role: Role) -> str:
+    """The folder of a role's adapter as it is before the released pairs."""
+    return BEFORE_PAIRS if role == "actor" and recipe.bootstrap.pairs else role
+
+
+def _taught(at: StepFolder) -> Adapters:
+    """Both adapters, or the refiner's alone, trained on the warm-up's rows."""
+    run, warm = at.run, at.run.recipe.bootstrap
     rows = warmup_rows(run)
 
     def lessons_for(role: Role) -> list[list[TrainingExample]]:
@@ -74,15 +161,18 @@ def warm_up(run: Run) -> None:
         inputs=[rows],
         adapters=FRESH,
     )
+    actor = None
     if warm.actor:
         settings = warm.model_copy(update={"lr": warm.actor_lr or warm.lr})
-        at.train(
+        actor = at.train(
             "actor",
             lambda: fit(at, "actor", lessons_for("actor"), settings),
             keys=["bootstrap"],
             inputs=[rows],
             adapters=Adapters(None, refiner),
+            name=_first(run.recipe, "actor"),
         )
+    return Adapters(actor, refiner)
 
 
 def warmup_rows(run: Run) -> Records[TrainingExample]:
@@ -90,14 +180,7 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
     recipe, at = run.recipe, StepFolder(run, "bootstrap")
     warm, asked = recipe.bootstrap, warmup_tasks(recipe)
     if warm.source != "constraints":
-        return at.once(
-            "examples",
-            TrainingExample,
-            lambda: _limited(released_rows(Path(warm.source)), warm.examples),
-            keys=["seed", "bootstrap.source", "bootstrap.examples"],
-            inputs=[Path(warm.source)],
-            summary=kinds,
-        )
+        return _released(at)
     prompts = at.once(
         "prompts",
         Prompt,
@@ -128,6 +211,27 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
         keys=["bootstrap.minimal", "bootstrap.examples"],
         inputs=[prompts, answers],
         summary=kinds,
+    )
+
+
+def _released(at: StepFolder) -> Records[TrainingExample]:
+    run, warm = at.run, at.run.recipe.bootstrap
+    left_out: Counter[str] = Counter()
+
+    def read() -> list[TrainingExample]:
+        rows, found = released_rows(warm.source, warm.templates)
+        left_out.update(found)
+        paper = " bootstrap.templates: paper takes rows as they are."
+        _say_left_out(run, "bootstrap.source", left_out, paper if warm.templates == "loop" else "")
+        return _limited(rows, warm.examples)
+
+    return at.once(
+        "examples",
+        TrainingExample,
+        read,
+        keys=["seed", "bootstrap.source", "bootstrap.templates", "bootstrap.examples"],
+        inputs=local_files(warm.source),
+        summary=lambda rows: kinds(rows) | {"left_out": left_out.total()},
     )
 
 
@@ -167,6 +271,26 @@ def fit(
     return summary
 
 
+def fit_pairs(
+    at: StepFolder, pairs: Sequence[PreferencePair], passed: Sequence[TrainingExample] = ()
+) -> Summary:
+    """Preference training of the actor, on those pairs that the recipe takes in.
+
+    ``passed``: answers that are learnt beside them.
+    """
+    from spar_lite.train import train_actor
+
+    run, settings = at.run, at.run.recipe.dpo
+    pairs = [pair for pair in pairs if settings.interfering or not pair.interferes]
+    seed = stable_seed(run.recipe.seed, at.name, "dpo")
+    step = training_progress(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
+    if not pairs:
+        run.screen.say("no preference pairs: the actor stays as it is")
+        return {"examples": 0}
+    done = train_actor(run.policy, pairs, settings, seed, step, passed, run.screen.say)
+    return {"passed": len(passed)} | training_summary(done)
+
+
 def in_order(run: Run, rows: list[TrainingExample]) -> list[list[TrainingExample]]:
     """Rows in the parts that the recipe's curriculum teaches one after the other."""
     return judgements_first(rows) if run.recipe.bootstrap.curriculum == "judgements" else [rows]
@@ -197,7 +321,7 @@ def _start_from(at: StepFolder) -> Summary:
         )
     for role, folder in adapters.items():
         _same_scale(run.recipe, folder)
-        target = at.folder / role
+        target = at.folder / _first(run.recipe, role)
         shutil.rmtree(target, ignore_errors=True)  # ours, from a start that was cut off
         shutil.copytree(folder, target)
     return {"adapters": len(adapters), "from": f"{source} {name}"}

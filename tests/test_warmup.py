@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +12,6 @@ from spar_lite import constraints, warmup
 from spar_lite.constraints.kinds import KINDS, EndsWith, StartsWith
 from spar_lite.constraints.text import sentences
 from spar_lite.data.prompts import builtin_prompts, requirements
-from spar_lite.data.sources import released_rows
-from spar_lite.errors import RecipeError
 from spar_lite.recipe import Prompts
 from spar_lite.records import Cost, Prompt, Response, TrainingExample
 from spar_lite.templates import parse_refinement
@@ -173,49 +169,3 @@ def test_the_bad_text_differs_from_the_good_in_one_constraint_only() -> None:
 )
 def test_whole_sentences(text: str, kept: str) -> None:
     assert warmup.whole_sentences(text) == kept
-
-
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def test_released_rows_are_told_apart_by_shape(tmp_path: Path) -> None:
-    rows = [
-        {"messages": [turn("user", "Hi"), turn("assistant", "Hello")]},
-        {"messages": [turn("user", "Check"), turn("assistant", "Fine.\nFinal Judgement: Yes")]},
-        {
-            "messages": [
-                turn("user", "Check"),
-                turn("assistant", "Bad. Final Judgement: No"),
-                turn("user", "Refine"),
-                turn("assistant", "So.\n[[start]] x [[end]]"),
-            ]
-        },
-    ]
-    for name, text in (
-        ("rows.jsonl", "\n".join(map(json.dumps, rows))),
-        ("rows.json", json.dumps(rows)),
-    ):
-        file = tmp_path / name
-        file.write_text(text)
-        found = released_rows(file)
-        assert [row.kind for row in found] == ["answer", "judgement", "refinement"]
-        assert found[2].completion.startswith("So.") and len(found[2].prompt) == 3
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "not json",
-        '{"instruction": "a", "output": "b"}',
-        '{"messages": []}',
-        '{"messages": [{"role": "user", "content": "a"}]}',
-        '{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "b"}]}',
-    ],
-)
-def test_other_rows_are_an_error_that_names_the_file(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(text)
-    with pytest.raises(RecipeError, match=r"rows\.jsonl"):
-        released_rows(file)

@@ -6,12 +6,11 @@ later ones counted) or most of their distinct words.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from spar_lite.data.sources import json_lines
+from spar_lite.data.files import file_rows
 from spar_lite.errors import RecipeError
 
 GRAM = 13
@@ -45,20 +44,19 @@ class Benchmark:
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """Read a JSONL whose lines have "prompt" or "text", such as IFEval's input_data.jsonl.
+    """Read a file whose rows have "prompt" or "text", such as IFEval's input_data.jsonl.
 
     Raises:
-        RecipeError: naming file and line.
+        RecipeError: naming file and row.
     """
     texts = []
-    for _, line, where in json_lines(path, "prompts.decontaminate"):
-        try:
-            row = json.loads(line)
-            texts.append(str(row["prompt"] if "prompt" in row else row["text"]))
-        except (ValueError, KeyError, TypeError):
+    for where, row in file_rows(path, "prompts.decontaminate"):
+        text = row.get("prompt", row.get("text"))
+        if not isinstance(text, str):
             raise RecipeError(
-                f'{where}: wanted {{"prompt": "…"}} or {{"text": "…"}}, found {line[:80]}'
-            ) from None
+                f'{where}: wanted {{"prompt": "…"}} or {{"text": "…"}}, found {str(row)[:80]}'
+            )
+        texts.append(text)
     return Benchmark(texts)
 
 

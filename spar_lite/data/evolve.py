@@ -9,21 +9,26 @@ fits, is left out of the loop, which is about constraints.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from spar_lite import constraints
-from spar_lite.data.prompts import iteration_prompts
+from spar_lite.data.decontaminate import read_benchmark
+from spar_lite.data.prompts import DEALT, TOO_CLOSE, USED, dealt_prompts, iteration_prompts
+from spar_lite.data.sources import in_words
 from spar_lite.engines.base import Engine, strip_thinking
 from spar_lite.engines.remote import open_endpoint
 from spar_lite.errors import RecipeError
 from spar_lite.recipe import Decoding, Evolve
 from spar_lite.records import Cost, Prompt, stable_seed
-from spar_lite.run import FRESH, Summary, adapters_after
+from spar_lite.run import FRESH, Run, Summary, adapters_after
 from spar_lite.sample import complete
 from spar_lite.steps import Items, Records, StepFolder
+from spar_lite.store import Marker
 from spar_lite.templates import TAXONOMY, evolve_messages, parse_evolved
 
 EVOLVE = tuple(
@@ -68,23 +73,61 @@ class Evolution:
         return replace(prompt, text=self.text, constraints=self.constraints, complete=False)
 
 
+def check_prompts(run: Run) -> None:
+    """Have a source that cannot be read, or has too few prompts, said before the first step.
+
+    Raises:
+        RecipeError: as it would be raised hours later.
+    """
+    recipe, warm, settings = run.recipe, run.recipe.bootstrap, run.recipe.prompts
+    left = [
+        number
+        for number in range(1, recipe.iterations + 1)
+        if not any(
+            Marker(run.folder / f"iteration-{number}", name).read()
+            for name in ("prompts", "plain_prompts")
+        )
+    ]
+    if not left:
+        return
+    dealt = dealt_prompts(run.folder, left[0], warm.reuse_prompts)
+    noted = (run.folder / "bootstrap" / f"{USED}.jsonl").exists()
+    if warm.start_from and not (warm.reuse_prompts or noted):
+        dealt += dealt_prompts(Path(warm.start_from))
+    if settings.decontaminate:  # read, but not compared with: that takes long
+        read_benchmark(Path(settings.decontaminate))
+    count = len(left) * settings.count
+    wanted = settings.model_copy(update={"count": count, "decontaminate": ""})
+    places = str(left[0]) if len(left) == 1 else f"{left[0]} to {left[-1]}"
+    iteration_prompts(wanted, recipe.seed, places, dealt)
+
+
 def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
     """The steps that make an iteration's prompts: drawn, and evolved where the recipe says so."""
     run, way = at.run, at.run.recipe.evolve.way
     settings, seed = run.recipe.prompts, run.recipe.seed
-    dropped = 0
+    passed: Counter[str] = Counter()
 
     def draw() -> list[Prompt]:
-        nonlocal dropped
-        prompts, dropped = iteration_prompts(settings, seed, number)
+        dealt = dealt_prompts(run.folder, number, run.recipe.bootstrap.reuse_prompts)
+        prompts, found = iteration_prompts(settings, seed, number, dealt)
+        passed.update(found)
+        left_out = Counter({why: n for why, n in found.items() if why not in (DEALT, TOO_CLOSE)})
+        if left_out:
+            run.screen.say(f"prompts.source: left out: {in_words(left_out)}")
         return prompts
 
     def drawn(prompts: Sequence[Prompt]) -> Summary:
-        found: Summary = {"prompts": len(prompts)}
-        return found | ({"too_close_to_benchmark": dropped} if settings.decontaminate else {})
+        counts: Summary = {"too_close_to_benchmark": passed[TOO_CLOSE]}
+        left_out = sum(passed.values()) - passed[DEALT] - passed[TOO_CLOSE]
+        return (
+            {"prompts": len(prompts)}
+            | (counts if settings.decontaminate else {})
+            | ({"left_out": left_out} if left_out else {})
+        )
 
     name = "prompts" if way == "none" else "plain_prompts"
-    keys = ["seed", "prompts"]
+    keys = ["seed", "prompts", "bootstrap.start_from", "bootstrap.reuse_prompts"]
     plain = at.once(name, Prompt, draw, keys=keys, unit="prompts", summary=drawn)
     if way == "none":
         return plain

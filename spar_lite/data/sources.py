@@ -1,189 +1,192 @@
-"""Prompts from files and the Hub, with a mapping of columns, and the warm-up rows of a file.
+"""Prompts from files and the Hub: which column or turn of a row is the instruction.
 
-Prompts are JSONL, JSON, CSV or Parquet. Our own JSONL ("text", optionally "id", "constraints",
-"complete") is read strictly, every fault with its line; all else goes through ``datasets``, and
-only its text and id columns are looked at.
+Our own JSONL ("text", optionally "id", "constraints", "complete") is read strictly; of other rows
+only the columns that the recipe names are looked at. Rows without a text are left out and counted;
+what a wrong guess would spoil is an error that names the key to set.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import difflib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from spar_lite import constraints
+from spar_lite.data.files import HUB, data_set, file_rows, hub_file, listed, source_files
+from spar_lite.data.released import judged_case
 from spar_lite.errors import RecipeError, did_you_mean
 from spar_lite.recipe import Prompts
-from spar_lite.records import Message, Prompt, TrainingExample
-from spar_lite.templates.verdict import parse_verdict
+from spar_lite.records import Prompt
 
-KINDS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
-HUB = "hub:"
+KEY = "prompts.source"
+OWN = ("id", "text", "constraints", "complete")
+USERS = ("user", "human", "prompter")
+INPUTS = ("input", "context")
+"""Columns that hold what an instruction speaks of: Alpaca's and Dolly's."""
+
+NO_INPUT = ("", "<noinput>", "noinput", "no input")
 
 
-def read_source(settings: Prompts) -> list[Prompt]:
+class _LeftOut(Exception):
+    """Why a row gives no prompt, in words that follow a number."""
+
+
+def read_source(settings: Prompts, left_out: Counter[str] | None = None) -> list[Prompt]:
     """Read every prompt of ``prompts.source`` (anything but "builtin").
+
+    ``left_out``: counts the rows that give no prompt, by the reason.
 
     Raises:
         RecipeError: naming the source, the line or row, and what was wanted.
     """
-    source = settings.source
-    path = Path(source)
-    if source.startswith(HUB):
-        # OWNER/NAME or OWNER/NAME@CONFIG; a local folder works as well.
-        where, _, config = source.removeprefix(HUB).partition("@")
-        failure = f"{source} (split {settings.split}) cannot be loaded: "
-        advice = " Download it elsewhere and give the file instead."
-        rows = _load(failure, advice, where, config or None, split=settings.split)
-        prompts = _mapped(rows, settings)
-    elif path.suffix == ".jsonl" and settings.column == "text" and not settings.id_column:
-        lines = json_lines(path, "prompts.source")
-        prompts = (_own(number, line, where) for number, line, where in lines)
-    elif path.suffix not in (".jsonl", *KINDS):
-        raise RecipeError(
-            f'prompts.source: wanted "builtin", "hub:OWNER/NAME" or a file that ends with '
-            f".jsonl, {', '.join(KINDS)}; found {source}."
-        )
-    elif not path.is_file():
-        raise RecipeError(f"prompts.source: {path}: no such file.")
-    else:
-        kind, failure = KINDS.get(path.suffix, "json"), f"{path} cannot be read: "
-        rows = _load(failure, "", kind, data_files=str(path), split="train")
-        prompts = _mapped(rows, settings)
+    dropped: Counter[str] = Counter() if left_out is None else left_out
     found: dict[str, Prompt] = {}
-    for prompt in prompts:
+    columns: list[str] = []
+    for number, (where, row, own) in enumerate(_rows(settings), 1):
+        columns = list(row)
+        try:
+            prompt = _prompt(row, where, number, settings, own)
+        except _LeftOut as why:
+            dropped[str(why)] += 1
+            continue
         if prompt.id in found:
-            raise RecipeError(f'prompts.source: {source} has the id "{prompt.id}" twice.')
+            raise RecipeError(f'{where}: the id "{prompt.id}" is there twice.')
         found[prompt.id] = prompt
+    if not found:
+        why_none = f", {in_words(dropped)}" if dropped else ""
+        others = f" Its columns are {', '.join(columns)}: -o prompts.column=NAME" if columns else ""
+        raise RecipeError(f"{KEY}: {_name(settings)} has no prompt{why_none}.{others}")
     return list(found.values())
 
 
-def json_lines(path: Path, key: str) -> Iterator[tuple[int, str, str]]:
-    """The lines of a file that are not blank: number, text, and for errors where it is.
-
-    Raises:
-        RecipeError: the file that the recipe's ``key`` names cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{key}: {path} cannot be read ({error}).") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, line, f"{key}: {path} line {number}"
+def in_words(left_out: Counter[str]) -> str:
+    """Counts by reason: "2 empty, 1 damaged"."""
+    return ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
 
 
-def _load(failure: str, advice: str, *names: str | None, **more: str) -> Iterable[dict[str, Any]]:
-    import datasets
-
-    try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(*names, **more)
-    except Exception as error:  # noqa: BLE001 - every reader has errors of its own
-        short = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise RecipeError(f"prompts.source: {failure}{short}{advice}") from None
-    return rows
+def _name(settings: Prompts) -> str:
+    return ", ".join(listed(settings.source))
 
 
-def _mapped(rows: Iterable[dict[str, Any]], settings: Prompts) -> Iterator[Prompt]:
-    for number, row in enumerate(rows, 1):
-        where = f"prompts.source: {settings.source} row {number}"
-        for key, name in (("column", settings.column), ("id_column", settings.id_column)):
-            if name and name not in row:
-                raise RecipeError(
-                    f'{where}: prompts.{key} is "{name}", the columns are {", ".join(row)}.'
-                    f"{did_you_mean(name, row)}"
-                )
-        text = _text(row[settings.column])
-        if text is None:
+def _rows(settings: Prompts) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Every row, its place, and whether it is of our own JSONL."""
+    own_column = settings.column == "text" and not settings.id_column
+    for name in listed(settings.source):
+        if name.startswith(HUB) and hub_file(name) is None:
+            # OWNER/NAME or OWNER/NAME@CONFIG; a local folder works as well.
+            place, _, config = name.removeprefix(HUB).partition("@")
+            failure = f"{KEY}: {name} (split {settings.split}) cannot be loaded: "
+            advice = " Download it elsewhere and give the file instead."
+            rows = data_set(failure, advice, place, config or None, split=settings.split)
+            yield from ((f"{KEY}: {name} row {n}", row, False) for n, row in enumerate(rows, 1))
+            continue
+        for path in source_files([name], KEY):
+            own = own_column and path.suffix.lower() == ".jsonl"
+            for where, row in file_rows(path, KEY, settings.encoding):
+                yield where, row, own
+
+
+def _prompt(row: dict[str, Any], where: str, number: int, settings: Prompts, own: bool) -> Prompt:
+    for key, name in (("column", settings.column), ("id_column", settings.id_column)):
+        if name and name not in row:
             raise RecipeError(
-                f'{where}: column "{settings.column}" wanted text, or chat turns with a user\'s; '
-                f"found {str(row[settings.column])[:80]!r}."
+                f'{where}: prompts.{key} is "{name}", the columns are {", ".join(row)}.'
+                f"{did_you_mean(name, row) or f' Set it: -o prompts.{key}=NAME'}"
             )
-        id = str(row[settings.id_column]) if settings.id_column else f"prompt-{number:06d}"
-        if "/" in id:
-            raise RecipeError(f'{where}: the id "{id}" must not hold a "/".')
-        yield Prompt(id, text)
-
-
-def _text(value: Any) -> str | None:
-    """A text, or the first user turn of a chat ("role"/"content" or "from"/"value")."""
-    if isinstance(value, str):
-        return value.strip() or None
-    turns = value if isinstance(value, list) else []
-    for turn in turns:
-        if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human"):
-            return _text(turn.get("content", turn.get("value")))
-    return None
-
-
-def _own(number: int, line: str, where: str) -> Prompt:
-    """A prompt of our own JSONL."""
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise RecipeError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
-        raise RecipeError(
-            f'{where}: wanted {{"text": "…"}}, found {line[:80]}. Is the text in another column? '
-            "-o prompts.column=NAME"
-        )
-    unknown = set(row) - {"id", "text", "constraints", "complete"}
-    if unknown:
-        raise RecipeError(
-            f"{where}: unknown keys {sorted(unknown)}; known: id, text, constraints, complete."
-        )
-    id = str(row.get("id", f"prompt-{number:06d}"))
+    text = _text(row[settings.column], f'{where}: column "{settings.column}"')
+    if beside := _beside(row, where, settings):
+        text = f"{text}\n\n{beside}"
+    if judged_case(text) is not None:
+        raise _LeftOut("judge prompts")
+    given = row[settings.id_column] if settings.id_column else row.get("id") if own else None
+    id = numbered(number) if given is None else str(given)
     if "/" in id:
         raise RecipeError(f'{where}: the id "{id}" must not hold a "/" (ids of answers use it).')
+    return _own(row, where, Prompt(id, text)) if own else Prompt(id, text)
+
+
+def numbered(number: int) -> str:
+    """The id of a row that has none of its own."""
+    return f"prompt-{number:06d}"
+
+
+def _text(value: Any, where: str) -> str:
+    """A text, or that of the first user turn of a chat.
+
+    A chat is a list of turns ("role" and "content", or "from" and "value"), whose content may be in
+    typed parts, or of plain texts in turn, the user's first (LIMA, UltraChat).
+    """
+    if value is None or value == []:
+        raise _LeftOut("empty")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _LeftOut("damaged (half a character)") from None
+        if not (text := value.strip()):
+            raise _LeftOut("empty")
+        return text
+    turns = [value] if isinstance(value, dict) else value
+    if isinstance(turns, list) and isinstance(turns[0], str):
+        return _text(turns[0], where)
+    if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+        if all("type" in turn and "role" not in turn for turn in turns):
+            return _text(_parts(turns), where)
+        if all("role" in turn or "from" in turn for turn in turns):
+            for turn in turns:
+                if str(turn.get("role", turn.get("from"))).lower() in USERS:
+                    return _text(turn.get("content", turn.get("value")), where)
+            raise _LeftOut("without a user's turn")
+    raise RecipeError(
+        f"{where} wanted text, or chat turns with a user's; found {str(value)[:80]!r}."
+    )
+
+
+def _parts(parts: list[dict[str, Any]]) -> str:
+    """The text of typed parts; an instruction without its picture is another one."""
+    if any(part["type"] not in ("text", "input_text") for part in parts):
+        raise _LeftOut("not of text alone")
+    return "\n".join(part.get("text") or "" for part in parts)
+
+
+def _beside(row: dict[str, Any], where: str, settings: Prompts) -> str:
+    """What the instruction speaks of, from a second column; "" where there is nothing."""
+    name, found = settings.input_column, dict[str, str]()
+    if name == "none":
+        return ""
+    if name != "auto" and name not in row:
+        raise RecipeError(
+            f'{where}: prompts.input_column is "{name}", the columns are {", ".join(row)}.'
+            f"{did_you_mean(name, row)}"
+        )
+    for column in INPUTS if name == "auto" else [name]:
+        text = row.get(column)
+        if column == "input" and text is None and isinstance(row.get("instances"), list):
+            # Self-Instruct's: the first of an instruction's instances.
+            text = next((i.get("input") for i in row["instances"] if isinstance(i, dict)), None)
+        if column != settings.column and isinstance(text, str):
+            text = text.strip()
+            if text.lower().rstrip(".") not in NO_INPUT:
+                found[column] = text
+    if len(found) > 1 or (found and name == "auto" and settings.column != "instruction"):
+        other = next(iter(found))
+        raise RecipeError(
+            f'{where}: beside "{settings.column}" stands "{other}", which the prompt may need. '
+            f"-o prompts.input_column={other} appends it, -o prompts.input_column=none leaves it."
+        )
+    return next(iter(found.values()), "")
+
+
+def _own(row: dict[str, Any], where: str, prompt: Prompt) -> Prompt:
+    """A prompt of our own JSONL; other columns are passed over, misspelt ones are not."""
+    for name in set(row) - set(OWN):
+        if near := difflib.get_close_matches(name.lower(), OWN, n=1, cutoff=0.85):
+            raise RecipeError(f'{where}: unknown key "{name}". Did you mean "{near[0]}"?')
     try:
-        known = [constraints.from_json(item) for item in row.get("constraints", [])]
-        row["text"].encode("utf-8")
+        known = [constraints.from_json(item) for item in row.get("constraints") or []]
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{where}: {error}") from None
-    complete = bool(row.get("complete", False))
-    return Prompt(id, row["text"], tuple(c.to_json() for c in known), complete)
-
-
-def released_rows(path: Path) -> list[TrainingExample]:
-    """Read a JSONL or JSON file of rows with "messages", as in the released SPaR data.
-
-    The last turn is the completion. A row of one user and one assistant turn whose reply holds a
-    verdict is a judgement; more turns are a refinement; the rest are answers.
-
-    Raises:
-        RecipeError: the file or a row has another shape; file, row number and fault are named.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        loaded = json.loads(text) if text.lstrip().startswith("[") else None
-        rows = loaded or [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"bootstrap.source: {path} is not JSONL that we can read: {error}") from (
-            None
-        )
-    if not rows:
-        raise RecipeError(f"bootstrap.source: {path} has no rows.")
-    return [_released_row(path, number, row) for number, row in enumerate(rows, 1)]
-
-
-def _released_row(path: Path, number: int, row: Any) -> TrainingExample:
-    turns: Any = row.get("messages") if isinstance(row, dict) else None
-    chat = isinstance(turns, list) and all(
-        isinstance(turn, dict)
-        and turn.get("role") in ("system", "user", "assistant")
-        and isinstance(turn.get("content"), str)
-        for turn in turns
-    )
-    if not chat or len(turns) < 2 or turns[-1]["role"] != "assistant":
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise RecipeError(
-            f"bootstrap.source: {path} row {number}: wanted "
-            '{"messages": [{"role": "user", "content": "…"}, …, {"role": "assistant", …}]}, '
-            f"found {found}."
-        )
-    *prompt, reply = [Message(turn["role"], turn["content"]) for turn in turns]
-    kind = "answer" if parse_verdict(reply.content) is None else "judgement"
-    if any(message.role == "assistant" for message in prompt):
-        kind = "refinement"
-    return TrainingExample(f"row-{number:06d}", kind, tuple(prompt), reply.content)
+    rules, complete = tuple(rule.to_json() for rule in known), bool(row.get("complete", False))
+    return replace(prompt, constraints=rules, complete=complete)

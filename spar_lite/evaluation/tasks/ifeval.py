@@ -241,7 +241,7 @@ def read_responses(
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """A JSONL file's objects, each with the words for its place."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}).") from None
     for n, line in enumerate(lines, 1):
