@@ -448,11 +448,21 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply ``key.path=value`` overrides.
+    """Read a recipe file, with ``base: FILE`` under it, and apply ``key.path=value`` overrides.
 
     Raises:
         RecipeError: one line with the file, the key path, what was wanted and what was found.
     """
+    return parse_recipe(_read(path), str(path), overrides)
+
+
+def _read(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's plain data, laid over that of its ``base``, a path beside it.
+
+    ``over``: the recipes that are laid over this one.
+    """
+    if path.resolve() in over:
+        raise RecipeError(f'{path}: "base" leads back to it.')
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -465,7 +475,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}:{line} is not YAML: {_first_line(error)}") from None
     if not isinstance(data, dict):
         raise RecipeError(f'{path}: wanted keys such as "model:", found {type(data).__name__}.')
-    return parse_recipe(data, str(path), overrides)
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: wanted the path of a recipe, found {base!r}.")
+    return _laid_over(data, _read(path.parent / base, (*over, path.resolve())))
+
+
+def _laid_over(data: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``data`` in place of its own, section by section."""
+    found = dict(base)
+    for key, value in data.items():
+        under = base.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            value = _laid_over(value, under)
+        found[key] = value
+    return found
 
 
 def parse_recipe(

@@ -19,6 +19,7 @@ FLOORS = {
     "templates": 1,
     "constraints": 1,
     "store": 1,
+    "footprint": 2,
     "data": 2,
     "engines": 2,
     "sample": 3,

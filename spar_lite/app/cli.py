@@ -21,6 +21,7 @@ USER_FAULT = 2
 
 COMMANDS = {
     "run": ("runs", "Run a recipe, or go on where it stopped."),
+    "plan": ("plan", "Say what a recipe will take on a card, before it runs."),
     "status": ("runs", "Show how far a run is, its scores and its costs."),
     "show": ("show", "Draw a run's search trees, or show its answers."),
     "compare": ("compare", "Compare runs or checkpoints: scores, costs, differences."),

@@ -10,12 +10,14 @@ from rich.console import Console
 
 from spar_lite.app.console import locked, make_console, make_screen, print_alarms, print_plain
 from spar_lite.app.loop_table import iteration_table, weak_parts
+from spar_lite.app.plan import PLANNED, announce
 from spar_lite.app.tables import cost_table, difference_row, score_table
 from spar_lite.errors import StoreError
 from spar_lite.evaluation.compare import differences, run_alarms
 from spar_lite.loop import execute, spar, summaries
 from spar_lite.recipe import Recipe, load_recipe
 from spar_lite.run import Run, Screen, saved_recipe
+from spar_lite.store import read_json
 
 
 @click.command()
@@ -36,6 +38,7 @@ def run_command(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -
     run = Run(settings, folder, screen)
     if run.unfinished(spar):
         with contextlib.closing(screen), locked(folder):
+            announce(settings, folder, screen)
             execute(run)
     else:
         console.print(f"{folder}: all stages are finished; nothing to do.", highlight=False)
@@ -59,7 +62,8 @@ def status_command(folder: Path) -> None:
 def print_tables(console: Console, recipe: Recipe, folder: Path) -> None:
     """Costs, what each iteration did, scores, how they changed, and what went wrong."""
     found = summaries(recipe, folder)
-    for table in (cost_table(found), iteration_table(found), score_table(found)):
+    planned = read_json(folder / PLANNED) or {}
+    for table in (cost_table(found, planned), iteration_table(found), score_table(found)):
         if table is not None:
             console.print(table)
     for difference in differences(recipe, folder):

@@ -7,7 +7,7 @@ say.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -144,25 +144,38 @@ def score_table(summaries: Summaries) -> Table | None:
     return table
 
 
-def cost_table(summaries: Summaries) -> Table:
-    """Seconds, calls and tokens of every stage that did work."""
-    columns = ("stage", "seconds", "calls", "tokens in", "tokens out", "busy", "peak memory")
+def cost_table(summaries: Summaries, planned: Mapping[str, Sequence[float]] | None = None) -> Table:
+    """Seconds, calls and tokens of every stage that did work.
+
+    ``planned``: by stage, the least and the most seconds that were expected.
+    """
+    columns = (
+        "stage",
+        "seconds",
+        "planned",
+        "calls",
+        "tokens in",
+        "tokens out",
+        "busy",
+        "peak memory",
+    )
     table = make_table("Cost", *columns)
     timed = {label: summary for label, summary in summaries.items() if "seconds" in summary}
     keys = ("seconds", "calls", "prompt_tokens", "completion_tokens")
     total = {key: sum(summary.get(key, 0) for summary in timed.values()) for key in keys}
     for label, summary in timed.items():
         if summary["seconds"] >= 0.5:
-            table.add_row(label, *_cost_cells(summary))
+            table.add_row(label, *_cost_cells(summary, (planned or {}).get(label)))
     table.add_section()
-    table.add_row("all", *_cost_cells(total))
+    table.add_row("all", *_cost_cells(total, None))
     return table
 
 
-def _cost_cells(summary: Mapping[str, Any]) -> list[str]:
+def _cost_cells(summary: Mapping[str, Any], planned: Sequence[float] | None) -> list[str]:
     busy, memory = summary.get("occupancy"), summary.get("peak_memory_bytes")
     return [
         f"{summary['seconds']:.0f}",
+        "{:.0f} to {:.0f}".format(*planned) if planned else "-",
         cell(summary.get("calls") or None),
         cell(summary.get("prompt_tokens") or summary.get("tokens")),
         cell(summary.get("completion_tokens") or None),

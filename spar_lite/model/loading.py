@@ -22,11 +22,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from spar_lite.errors import ModelError, SparError
+from spar_lite.footprint import NF4_BYTES
 from spar_lite.model.machine import free_memory, is_out_of_memory, pick_dtype
 from spar_lite.recipe import Model
-
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in NF4: a nibble, an 8-bit scale a block of 64, a float32 for 256 of those."""
 
 
 def load_tokenizer(where: str, settings: Model) -> Any:
