@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, cache_folder, locate, self_check, source
-from spar_lite.model.decoder import BatchDecoder, TokenSequence, common_prefix
+from spar_lite.model.decoder import BatchDecoder, TokenSequence
 from spar_lite.model.draw import sample
 from spar_lite.model.reference import Check, cut, plain_generate
 from spar_lite.recipe import EngineSettings, Lora, Model
@@ -410,13 +410,6 @@ def test_max_new_tokens(full: Policy, limit: int) -> None:
         decoder.step()
     assert [s.reply for s in sequences] == [wanted] * 3
     assert len(wanted) == limit
-
-
-def test_common_prefix() -> None:
-    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert common_prefix([1, 2], [1, 2, 3]) == 2
-    assert common_prefix([], [1]) == 0
-    assert common_prefix([2], [1]) == 0
 
 
 # --- Drawing tokens -------------------------------------------------------------------------------

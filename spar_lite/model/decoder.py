@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from torch import Tensor
 from spar_lite.engines.base import Sampling
 from spar_lite.model.cache import BLOCK, SlotCache, bytes_per_position
 from spar_lite.model.draw import draw
+from spar_lite.model.prefixes import Prefixes
 
 PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
 """Prompt tokens in one forward pass: enough to fill the device, and few enough to fit."""
@@ -145,7 +145,7 @@ class BatchDecoder:
         self.cache = SlotCache(bytes_per_position(config, model.dtype.itemsize), budget)
         self.waiting: deque[TokenSequence] = deque()
         self.active: list[TokenSequence] = []
-        self.cached: list[list[int]] = []  # by slot: the tokens whose keys and values it holds
+        self.cached = Prefixes()  # by slot: the tokens whose keys and values it holds
         self.out: list[TokenSequence] = []
         self.usage = Usage()
 
@@ -184,7 +184,7 @@ class BatchDecoder:
         """Halve the slots and start the cache anew; running sequences go on from their tokens."""
         self.slots = max(1, self.slots // 2)
         self.cache = SlotCache(self.cache.position_bytes, self.cache.budget)
-        self.cached = []
+        self.cached = Prefixes()
         self.out += [s for s in self.active if not s.left]
         self._put_back([s for s in self.active if s.left])
         self.active = []
@@ -210,12 +210,12 @@ class BatchDecoder:
             self._reserve(len(self.active), max(len(s.tokens) for s in self.active))
             # 3. Copy the prefixes, each into the row that will be its sequence's own.
             for row, (sequence, source, shared) in enumerate(admission, start=first):
-                if source >= len(self.cached) or shared > len(self.cached[source]):
+                if shared > self.cached.length(source):
                     shared = 0  # what it would have copied had to go when the cache was rearranged
                 elif shared and source != row:
                     self.cache.copy_row(source, row, shared)
                 sequence.done = shared
-                self.cached[row] = sequence.tokens[:shared]  # the rest once it is there
+                self.cached.put(row, sequence.tokens[:shared])  # the rest once it is there
             # 4. Compute what is missing; a little of it is left to the decoding steps.
             for chunk in self._chunks(first):
                 sequences = [self.active[row] for row in chunk]
@@ -223,7 +223,7 @@ class BatchDecoder:
                 self._advance(torch.tensor(chunk, device=self.model.device), sequences)
                 self.usage.prefill_tokens += computed
                 for row, sequence in zip(chunk, sequences, strict=True):
-                    self.cached[row] = sequence.prompt
+                    self.cached.put(row, sequence.prompt)
             # 5. Prefill drew a token of each: who wanted no more makes room for the next.
             self._retire(first)
 
@@ -235,7 +235,7 @@ class BatchDecoder:
         is kept otherwise: the first that does not fit the budget ends the admission.
         """
         admission: list[tuple[TokenSequence, int, int]] = []
-        later: list[TokenSequence] = []
+        companions, later = Prefixes(), list[TokenSequence]()
         first = len(self.active)
         free = self.slots - first
         longest = max((len(s.tokens) for s in self.active), default=0)
@@ -248,21 +248,15 @@ class BatchDecoder:
             self.waiting.popleft()
             # 2. Its prefix match: the slot that holds the most of it, but for those that this very
             # admission overwrites. The last token is always computed: its logits give the next.
-            source, shared = row, 0
-            for slot, cached in enumerate(self.cached):
-                if len(cached) > shared and not first <= slot < row:
-                    length = common_prefix(sequence.tokens, cached)
-                    if length > shared:
-                        source, shared = slot, length
+            shared, source = self.cached.longest(sequence.tokens)
             shared = min(shared, len(sequence.tokens) - 1)
             # 3. If a companion has much more of it, let that one be computed first.
-            best = max(
-                (common_prefix(sequence.tokens, s.tokens) for s, _, _ in admission), default=0
-            )
-            if best >= shared + SHARE_AT_LEAST:
+            if companions.longest(sequence.tokens)[0] >= shared + SHARE_AT_LEAST:
                 later.append(sequence)
-            else:
-                admission.append((sequence, source, shared))
+                continue
+            admission.append((sequence, source, shared))
+            companions.put(row, sequence.tokens)
+            self.cached.withdraw(row)
         self.waiting.extendleft(reversed(later))
         return admission
 
@@ -290,9 +284,10 @@ class BatchDecoder:
 
     def _reserve(self, rows: int, length: int) -> None:
         ample = min(self.slots, self.cache.rows_at(length), -(-rows // 16) * 16)
+        before = self.cache.rows, self.cache.length
         self.cache.reserve(max(rows, ample), length)
-        kept = [cached[: self.cache.length] for cached in self.cached[: self.cache.rows]]
-        self.cached = kept + [[] for _ in range(self.cache.rows - len(kept))]
+        if (self.cache.rows, self.cache.length) != before:
+            self.cached.cut(self.cache.rows, self.cache.length)
 
     # --- Forward passes ---------------------------------------------------------------------------
 
@@ -364,12 +359,13 @@ class BatchDecoder:
             if sequence.left:
                 continue
             self.out.append(sequence)
-            self.cached[row] = sequence.tokens[: sequence.done]
+            self.cached.put(row, sequence.tokens[: sequence.done])
             last = self.active.pop()
             if last is not sequence:
                 self.cache.copy_row(len(self.active), row, last.done)
                 self.active[row] = last
-                self.cached[row] = last.prompt[: last.done]  # it may still be taking its prompt in
+                # It may still be taking its prompt in.
+                self.cached.put(row, last.prompt[: last.done])
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:
@@ -386,9 +382,3 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     if unknown := [kind for kind in kinds if kind not in known]:
         raise ValueError(f"layers of the kind {unknown[0]} do not fit its cache")
     return {kind: known[kind] for kind in sorted(set(kinds))}
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix, by halving: slices are compared faster than tokens."""
-    shortest = min(len(a), len(b))
-    return bisect_left(range(1, shortest + 1), True, key=lambda n: a[:n] != b[:n])
