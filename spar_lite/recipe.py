@@ -412,10 +412,11 @@ class EngineSettings(Endpoint):
     batch: Natural = Field(
         0, description="sequences at a time, at most; 0 chooses by device and free memory"
     )
-    weights: Literal["auto", "separate", "merged"] = Field(
+    weights: Literal["auto", "separate", "fused", "merged"] = Field(
         "auto",
         description="merged: while a role answers, one plain matrix a layer (bf16 on CUDA, fp32 on "
-        "CPU) instead of base plus adapter; auto: merged on a CPU with room for it, else separate",
+        "CPU) instead of base plus adapter; fused: the adapter as two products in the model's "
+        "dtype on the base's; auto: merged on a CPU with room for it, else separate",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from spar_lite.engines.base import Request, Sampling
 from spar_lite.errors import EngineError, ModelError
 from spar_lite.model import Policy, RolloutEngine, self_check
+from spar_lite.model.merged import Weights
 from spar_lite.recipe import Dpo, EngineSettings, Model, Training
 from spar_lite.records import Message, PreferencePair, TrainingExample
 from spar_lite.train import train_actor, train_on_examples
@@ -35,8 +37,8 @@ def test_the_fast_path_agrees_with_generate(policy: Policy) -> None:
     for role in ("base", "actor", "refiner"):
         policy.switch(role)
         for slots in (3, 64):
-            for merged in (False, True):
-                assert self_check(policy, slots, merged).fault is None
+            for weights in get_args(Weights):
+                assert self_check(policy, slots, weights).fault is None
 
 
 def test_training_keeps_lora_in_float32_and_starts_at_ln_2(policy: Policy) -> None:
@@ -56,8 +58,8 @@ def test_an_architecture_works_on_cuda(tmp_path: Path, name: str, quantization: 
     """In bf16: rounding is larger, and other kernels serve it."""
     policy = load(tmp_path, name, quantization, "cuda")
     prompts = [policy.encode((Message("user", text),)) for text in TEXTS]
-    for slots, merged in ((4, False), (64, False), (64, True)):
-        found = self_check(policy, slots, merged, prompts, 60)
+    for slots, weights in ((4, "separate"), *((64, weights) for weights in get_args(Weights))):
+        found = self_check(policy, slots, weights, prompts, 60)
         assert (found.fault is None) == CASES[name].fast, found
     settings = Dpo(batch_size=2, max_length=256, gradient_checkpointing=False)
     report = train_actor(policy, PAIRS, settings, 0)

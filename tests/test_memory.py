@@ -14,7 +14,7 @@ import torch
 from spar_lite.engines.base import Completion, Request, Sampling
 from spar_lite.errors import EngineError
 from spar_lite.model import Policy, RolloutEngine, self_check
-from spar_lite.model.cache import SlotCache, bytes_per_position
+from spar_lite.model.cache import BLOCK, SlotCache, bytes_per_position, generate_bytes
 from spar_lite.model.decoder import BatchDecoder, TokenSequence
 from spar_lite.model.machine import (
     best_threads,
@@ -24,7 +24,7 @@ from spar_lite.model.machine import (
     peak_memory,
     reset_peak,
 )
-from spar_lite.model.merged import MergedWeights, copy_bytes, dense
+from spar_lite.model.merged import MergedWeights, Weights, copy_bytes, dense
 from spar_lite.recipe import EngineSettings, Training
 from spar_lite.records import Message, Role, TrainingExample
 
@@ -254,13 +254,95 @@ def test_the_static_path_halves_too(policy: Policy, monkeypatch: pytest.MonkeyPa
     assert said[-1] == "out of memory with 4 sequences at a time: going on with 2"
 
 
+def test_static_rows_come_from_bytes(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short prompts fill a batch, long ones get as many rows as fit, one at least."""
+    from spar_lite.model import rollout
+
+    sizes: list[tuple[int, int, int]] = []
+    whole = rollout.plain_generate
+
+    def generate(policy: Policy, prompts: list[list[int]], limit: int, *rest: Any) -> Any:
+        sizes.append((len(prompts), max(map(len, prompts)), limit))
+        return whole(policy, prompts, limit, *rest)
+
+    monkeypatch.setattr(rollout, "plain_generate", generate)
+    wanted = complete(policy, requests(temperature=0), path="static")
+    assert [rows for rows, _, _ in sizes] == [8, 4]
+    config = policy.inner.config
+    # 256 bytes a position (2 layers, keys and values, 2 heads of 16, 4 bytes each), 8 x 128 x 4
+    # bytes of activations a prompt token, 6 x 4 bytes a token of the vocabulary.
+    assert generate_bytes(config, 4, 50, 30) == 512 * 80 + 4096 * 50 + 24 * config.vocab_size
+    budget = 3 * generate_bytes(config, 4, 60, 40)
+    monkeypatch.setattr("spar_lite.model.rollout.cache_budget", lambda *_: budget)
+    sizes.clear()
+    assert complete(policy, requests(temperature=0), path="static") == wanted
+    assert sum(rows for rows, _, _ in sizes) == 12 and len(sizes) > 3
+    assert all(
+        rows == 1 or rows * generate_bytes(config, 4, longest, limit) <= budget
+        for rows, longest, limit in sizes
+    )
+    assert sizes[0][0] > sizes[-1][0] >= 1
+
+
+def test_what_was_halved_recovers_at_the_next_stage(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("static", "continuous"):
+        said: list[str] = []
+        engine = RolloutEngine(policy, EngineSettings(path=path, batch=8), 3, said.append)  # type: ignore[arg-type]
+        whole, calls = engine._unless_full, []
+
+        def full_once(call: Any, slots: int, whole: Any = whole, calls: Any = calls) -> Any:
+            calls.append(slots)
+            if len(calls) == 1:
+                return whole(lambda: (_ for _ in ()).throw(MemoryError()), slots)
+            return whole(call, slots)
+
+        monkeypatch.setattr(engine, "_unless_full", full_once)
+        asyncio.run(engine.generate("actor", requests()))
+        assert said == ["out of memory with 8 sequences at a time: going on with 4"]
+        assert engine.slots == 4 and max(calls[1:]) == 4
+        calls[1:] = []
+        asyncio.run(engine.generate("actor", requests()))
+        assert engine.slots == 8 and max(calls[1:]) == 8
+
+
+def test_widths_are_rounded_where_kernels_want_it(policy: Policy) -> None:
+    """On CUDA to blocks of 64; the positions beyond are masked, whatever they hold."""
+    policy.switch("actor")
+    prompts = [policy.encode(r.messages) for r in requests()]
+
+    def run(step: int) -> tuple[list[list[int]], set[int]]:
+        decoder = BatchDecoder(policy.inner, 4, policy.eos, 96)
+        assert decoder.width_step == 1  # a CPU reads what is there and no more
+        decoder.width_step, widths, forward = step, set(), decoder._forward
+
+        def note(ids: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
+            widths.add(width)
+            assert width <= decoder.cache.length
+            return forward(ids, positions, width)
+
+        decoder._forward = note  # type: ignore[method-assign]
+        sequences = [TokenSequence(p, 20, Sampling(0.8), n) for n, p in enumerate(prompts)]
+        for sequence in sequences:
+            decoder.add(sequence)
+        for _ in watch(decoder):
+            pass
+        return [s.reply for s in sequences], widths
+
+    (exact, many), (rounded, few) = run(1), run(BLOCK)
+    assert exact == rounded
+    assert all(width % BLOCK == 0 for width in few) and len(few) < 5 < len(many)
+
+
 # --- Merged weights -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("role", ROLES)
-def test_merged_weights_give_the_same_logits_and_go_away(
-    tiny_policy: Factory, quantization: str, role: Role
+@pytest.mark.parametrize(("weights", "off"), [("merged", 1e-3), ("fused", 1e-5)])
+def test_fast_weights_give_the_same_logits_and_go_away(
+    tiny_policy: Factory, quantization: str, role: Role, weights: Weights, off: float
 ) -> None:
     policy = stir(tiny_policy(quantization=quantization))
     policy.switch(role)
@@ -268,15 +350,15 @@ def test_merged_weights_give_the_same_logits_and_go_away(
     prints = {r: policy.fingerprint(r) for r in ("actor", "refiner")}  # type: ignore[arg-type]
     with torch.no_grad():
         wanted = policy.inner(input_ids=ids).logits
-        policy.speed_up()
+        policy.speed_up(weights)
         fast = policy.inner(input_ids=ids).logits
         policy.slow_down()
         again = policy.inner(input_ids=ids).logits
-    assert torch.allclose(fast, wanted, atol=1e-3)
+    assert torch.allclose(fast, wanted, atol=off)
     assert torch.equal(again, wanted)
     assert policy.fast is None
     assert prints == {r: policy.fingerprint(r) for r in prints}  # type: ignore[arg-type]
-    assert self_check(policy, 4, merged=True).fault is None
+    assert self_check(policy, 4, weights).fault is None
 
 
 def test_the_head_is_turned_too(policy: Policy) -> None:
@@ -299,6 +381,63 @@ def test_merging_adds_the_adapter_of_the_role(policy: Policy) -> None:
     a, b = layer.lora_A["refiner"].weight, layer.lora_B["refiner"].weight
     weight = dense(layer.get_base_layer(), torch.float32) + 2.0 * b @ a  # alpha 8 / r 4
     assert torch.allclose(layer(x), x @ weight.t(), atol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_fused_layer_is_peft_s_in_two_products(tiny_policy: Factory, quantization: str) -> None:
+    """Layer by layer, of both roles; also for a batch of one and for several queries a row."""
+    policy = stir(tiny_policy(quantization=quantization))
+    layer = policy.inner.model.layers[1].mlp.down_proj
+    with torch.no_grad():
+        for role in ROLES:
+            policy.switch(role)
+            for shape in ((1, 1), (5, 1), (3, 7)):
+                x = torch.randn(*shape, layer.in_features)
+                wanted, before = layer(x), x.clone()
+                policy.speed_up("fused")
+                assert torch.allclose(layer(x), wanted, rtol=1e-5, atol=1e-5)
+                assert torch.equal(x, before)
+                with torch.profiler.profile() as seen:
+                    layer(x)
+                products = [e.name for e in seen.events() if e.name in ("aten::mm", "aten::addmm_")]
+                assert products.count("aten::addmm_") == (role != "base")
+                policy.slow_down()
+
+
+def test_fused_weights_answer_as_the_adapter_does_and_follow_its_training(policy: Policy) -> None:
+    wanted = complete(policy, requests(), weights="separate")
+    assert complete(policy, requests(), weights="fused") == wanted
+    assert policy.fast is not None and policy.fast.kind == "fused"
+    for tensor in policy.weights("actor").values():
+        tensor.mul_(1.5)
+    policy.slow_down()
+    changed = complete(policy, requests(), weights="fused")
+    assert changed != wanted
+    assert changed == complete(policy, requests(), weights="separate")
+
+
+def test_a_role_may_change_from_one_way_to_the_other(policy: Policy) -> None:
+    for weights in ("fused", "merged", "separate", "fused"):
+        policy.speed_up(weights)  # type: ignore[arg-type]
+        assert (policy.fast.kind if policy.fast else "separate") == weights
+
+
+def test_merged_weights_that_do_not_fit_are_one_line_and_base_plus_adapter(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = copy_bytes(policy.inner, "default")
+    wanted = complete(policy, requests(4), weights="separate")
+    monkeypatch.setattr("spar_lite.model.rollout.free_memory", lambda *_: need * 4 // 3 - 3)
+    said: list[str] = []
+    assert complete(policy, requests(4), said, weights="merged") == wanted
+    assert policy.fast is None
+    assert said == [
+        "actor on cpu: merged weights would take 0.0 GB of 0.0 GB that are free; "
+        "using base plus adapter"
+    ]
+    monkeypatch.setattr("spar_lite.model.rollout.free_memory", lambda *_: need * 4 // 3 + 3)
+    complete(policy, requests(4), said, weights="merged")
+    assert policy.fast is not None and len(said) == 1
 
 
 def test_a_switch_a_training_or_a_restored_adapter_ends_fast_weights(

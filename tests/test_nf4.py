@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import get_args
 
 import bitsandbytes.nn.modules
 import pytest
@@ -19,6 +20,7 @@ import torch
 from spar_lite.engines.base import Request, Sampling
 from spar_lite.errors import ModelError
 from spar_lite.model import Policy, RolloutEngine, self_check
+from spar_lite.model.merged import Weights
 from spar_lite.recipe import EngineSettings, Lora, Model
 from spar_lite.records import Message, Role
 from tests.tiny import write_model
@@ -91,8 +93,8 @@ def test_merged_weights_are_the_separate_ones(policy: Policy, role: Role) -> Non
     assert torch.allclose(logits(policy), wanted, atol=1e-3)
     policy.slow_down()
     assert torch.equal(logits(policy), wanted)
-    for merged in (False, True):
-        assert self_check(policy, 4, merged).fault is None
+    for weights in get_args(Weights):
+        assert self_check(policy, 4, weights).fault is None
 
 
 def test_weights_that_were_repacked_are_refused(policy: Policy) -> None:

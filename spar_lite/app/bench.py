@@ -273,7 +273,7 @@ def engine_figures(policy: Policy, engine: RolloutEngine, asked: Asked) -> Figur
         "seconds_per_step": used.decode_seconds / max(1, used.steps),
         "occupancy": used.occupancy,
         "slots": engine.slots,
-        "merged_weights": policy.fast is not None,
+        "merged_weights": policy.fast is not None and policy.fast.kind == "merged",
         "outside_model_share": 1 - used.model_seconds / seconds if known else None,
         "outside_steps_share": 1 - (used.prefill_seconds + used.decode_seconds) / seconds,
         "peak_memory_bytes": peak_memory(policy.device),

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import click
 import torch
@@ -16,6 +17,7 @@ from spar_lite.app.shapes import give_adapters_weight, shape_recipe
 from spar_lite.errors import SparError
 from spar_lite.model import Policy, self_check
 from spar_lite.model.machine import free_memory, total_memory
+from spar_lite.model.merged import Weights
 from spar_lite.recipe import Recipe, load_recipe
 from spar_lite.run import ROLES
 
@@ -75,7 +77,7 @@ def _memory(name: str, kind: str) -> str:
 def check_engine(
     recipe: Recipe, device: str, quantization: str
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield (what was checked, its fault or None): each role, with and without merged weights."""
+    """Yield (what was checked, its fault or None): each role, its products computed in each way."""
     what = f"{device}, {'4-bit NF4' if quantization == 'nf4' else 'full precision'}"
     update = {"device": device, "quantization": quantization}
     try:
@@ -85,10 +87,10 @@ def check_engine(
         return
     give_adapters_weight(policy)
     for role in ("base", *ROLES):
-        for merged in (False, True):
+        for weights in get_args(Weights):
             policy.switch(role)
             try:
-                fault = self_check(policy, 64, merged).fault
+                fault = self_check(policy, 64, weights).fault
             except SparError as error:
                 fault = str(error)
-            yield f"{what}, {role}, {'merged' if merged else 'separate'} weights", fault
+            yield f"{what}, {role}, {weights} weights", fault

@@ -141,6 +141,8 @@ class BatchDecoder:
         self.eos = frozenset(eos)
         self.prefill_tokens = prefill_tokens
         self.slots = slots
+        # CUDA's attention kernels plan, or pad, anew for each odd number of keys.
+        self.width_step = BLOCK if model.device.type == "cuda" else 1
         self.choose = choose
         self.cache = SlotCache(bytes_per_position(config, model.dtype.itemsize), budget)
         self.waiting: deque[TokenSequence] = deque()
@@ -307,7 +309,7 @@ class BatchDecoder:
         starts = torch.tensor([[s.done] for s in sequences])
         ends = starts + torch.tensor([[len(tokens) - 1] for tokens in fresh])
         positions = (starts + torch.arange(longest)).minimum(ends).to(device)
-        width = int(ends.max()) + 1
+        width = -(-(int(ends.max()) + 1) // self.width_step) * self.width_step
         # 2. One pass.
         self.cache.write_at(rows, positions, width)
         logits = self._forward(ids.to(device), positions, width)

@@ -1,9 +1,13 @@
-"""Merged weights: for as long as one role answers, each layer is one plain matrix.
+"""Faster products for as long as one role answers; the trained adapter is not touched.
 
-The base is de-quantized and the active adapter's product added once, into new tensors; nothing is
-quantized again and the trained adapter is not touched. A step then reads 2 bytes a parameter
+Merged: each layer is one plain matrix. The base is de-quantized and the active adapter's product
+added once, into new tensors; nothing is quantized again. A step then reads 2 bytes a parameter
 instead of unpacking 4-bit blocks anew, and has no LoRA products. The price is memory for a second
 copy of the weights.
+
+Fused: base and adapter stay apart, and the adapter is two products in the model's dtype, the second
+added to the base's output in place. PEFT launches seven kernels for the same: copy, cast to
+float32, A, B, scale, cast back, add.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -26,14 +30,60 @@ BUCKETS = 10
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
+Weights = Literal["separate", "fused", "merged"]
+"""How a role's products are computed; separate: by PEFT's own layers."""
 
-class MergedWeights:
-    """Replaces the products of every LoRA layer, and of the head, until ``remove``.
+
+class FastWeights:
+    """Replaces the products of some layers until ``remove``."""
+
+    kind: Weights
+    layers: list[Any]
+
+    def remove(self) -> None:
+        """Give every layer its own products back, and the memory."""
+        for layer in self.layers:
+            layer.__dict__.pop("forward", None)
+
+
+class FusedAdapter(FastWeights):
+    """Adds ``adapter`` to the base's products as two of the model's dtype; None: the base alone."""
+
+    kind = "fused"
+
+    def __init__(self, model: Any, adapter: str | None) -> None:
+        self.layers = _linear(model)
+        for layer in self.layers:
+            base = layer.get_base_layer()
+            layer.forward = functools.partial(_base_alone, base)
+            if adapter is not None:
+                down = layer.lora_A[adapter].weight.detach()
+                up = layer.lora_B[adapter].weight.detach() * layer.scaling[adapter]
+                cast = down.to(model.dtype).t(), up.to(model.dtype).t()
+                layer.forward = functools.partial(_base_and_adapter, base, *cast)
+
+
+def _base_alone(base: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    out: Tensor = base(x)
+    return out
+
+
+def _base_and_adapter(base: Any, down: Tensor, up: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    out: Tensor = base(x)
+    # A view, or an error: on a copy the sum would be lost.
+    out.view(-1, out.shape[-1]).addmm_(x.flatten(0, -2) @ down, up)
+    return out
+
+
+class MergedWeights(FastWeights):
+    """Replaces the products of every LoRA layer, and of the head.
 
     Args:
         model: the transformers model beneath PEFT's wrapper.
         adapter: the name of the adapter to add; None for the base alone.
     """
+
+    kind = "merged"
 
     def __init__(self, model: Any, adapter: str | None) -> None:
         self.layers = _linear(model)
@@ -52,11 +102,6 @@ class MergedWeights:
         if type(head) is torch.nn.Linear:  # one without an adapter
             self.layers.append(head)
             head.__dict__["forward"] = _forward(product, head.weight, head.bias)
-
-    def remove(self) -> None:
-        """Give every layer its own products back, and the memory."""
-        for layer in self.layers:
-            layer.__dict__.pop("forward", None)
 
 
 def _forward(product: Product, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:

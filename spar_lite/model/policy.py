@@ -33,7 +33,13 @@ from spar_lite.model.adapters import read_adapter
 from spar_lite.model.chat import ChatTemplate
 from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer, not_finite
 from spar_lite.model.machine import TUNE_EVERY, best_threads, give_back, pick_device
-from spar_lite.model.merged import MergedWeights, refuse_repacked
+from spar_lite.model.merged import (
+    FastWeights,
+    FusedAdapter,
+    MergedWeights,
+    Weights,
+    refuse_repacked,
+)
 from spar_lite.model.source import locate, reach_hub
 from spar_lite.recipe import Model
 from spar_lite.records import Role
@@ -51,7 +57,7 @@ class Policy:
         self.encode = chat.encode
         self.quantized = quantized
         self.role: Role | None = None
-        self.fast: MergedWeights | None = None
+        self.fast: FastWeights | None = None
         self.chooses_threads = False
         self._tuned = -math.inf
         self._fresh = {
@@ -150,11 +156,15 @@ class Policy:
         self.model.eval()
         self.role = role
 
-    def speed_up(self) -> None:
-        """Give the present role merged weights until ``slow_down``; see ``merged``."""
-        if self.fast is None:
+    def speed_up(self, weights: Weights = "merged") -> None:
+        """Compute the present role's products so until ``slow_down``; see ``merged``."""
+        if self.fast is not None and self.fast.kind != weights:
+            self.slow_down()
+        if self.fast is None and weights != "separate":
             adapter = None if self.role in (None, "base") else ADAPTERS[self.role]
-            self.fast = MergedWeights(self.inner, adapter)
+            self.fast = {"merged": MergedWeights, "fused": FusedAdapter}[weights](
+                self.inner, adapter
+            )
 
     def slow_down(self) -> None:
         """Back to the layers' own products; the memory is returned."""

@@ -20,6 +20,7 @@ from spar_lite.model.decoder import (
 )
 from spar_lite.model.draw import refuse_not_finite
 from spar_lite.model.machine import give_back, is_out_of_memory
+from spar_lite.model.merged import Weights
 from spar_lite.model.policy import Policy
 from spar_lite.records import Message
 
@@ -102,7 +103,7 @@ class Check:
 def self_check(
     policy: Policy,
     slots: int,
-    merged: bool = False,
+    weights: Weights = "separate",
     prompts: Sequence[list[int]] = (),
     new_tokens: int = CHECK_STEPS,
     budget: int | None = None,
@@ -117,7 +118,7 @@ def self_check(
     Args:
         policy: in the role to check; plain forward passes never use merged weights.
         slots: sequences at a time.
-        merged: the fast path uses merged weights.
+        weights: how the fast path computes its products.
         prompts: token ids of what will be asked, some short chats if there are none.
         new_tokens: longest reply that will be asked for.
         budget: bytes that keys and values may take; None for no limit.
@@ -142,7 +143,7 @@ def self_check(
         rounds.append([tokens[: longest - CHECK_STEPS], known[0]])
     # 2. Both paths.
     try:
-        gaps = _compare(policy, merged, rounds, budget)
+        gaps = _compare(policy, weights, rounds, budget)
     except SparError:
         raise
     except Exception as error:  # noqa: BLE001 - a model family that does not fit the slot cache
@@ -151,7 +152,7 @@ def self_check(
         gaps = []
     if not gaps:  # out of memory, and what had filled it is gone by now
         give_back(policy.device)
-        return self_check(policy, slots // 2, merged, prompts, new_tokens, budget)
+        return self_check(policy, slots // 2, weights, prompts, new_tokens, budget)
     # 3. The verdict is the worse round's: a fault of long sequences alone may be one in many.
     typical, largest = (max(float(of(gap)) for gap in gaps) for of in (Tensor.median, Tensor.max))
     shares = f"{100 * typical:.2g} % of their spread, {100 * largest:.2g} % at most"
@@ -176,7 +177,7 @@ def _spread(prompts: Sequence[list[int]], most: int) -> list[list[int]]:
 
 
 def _compare(
-    policy: Policy, merged: bool, rounds: list[list[list[int]]], budget: int | None
+    policy: Policy, weights: Weights, rounds: list[list[list[int]]], budget: int | None
 ) -> list[Tensor]:
     """Each round's distances between the logits before every token of every sequence.
 
@@ -210,8 +211,7 @@ def _compare(
     gaps: list[list[Tensor]] = []
     prefill = PREFILL_TOKENS[policy.device.type]
     try:
-        if merged:
-            policy.speed_up()
+        policy.speed_up(weights)
         for asked in rounds:
             gaps.append([])
             decoder = BatchDecoder(policy.inner, len(asked), (), prefill, budget, force)

@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from spar_lite.engines.base import OPEN, Completion, Request
 from spar_lite.errors import EngineError, SparError
+from spar_lite.model.cache import generate_bytes
 from spar_lite.model.decoder import PREFILL_TOKENS, BatchDecoder, TokenSequence, Usage
 from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out_of_memory
-from spar_lite.model.merged import copy_bytes
+from spar_lite.model.merged import Weights, copy_bytes
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.model.reference import cut, plain_generate, self_check
 from spar_lite.recipe import EngineSettings
@@ -26,6 +27,10 @@ from spar_lite.records import Role, stable_seed
 
 SLOTS = {"cpu": 64, "cuda": 256}
 """Sequences decoded at a time, at most. Speed rises with them (LOG.md); memory sets the end."""
+
+MERGED_SHARE = {"auto": 0.25, "merged": 0.75}
+"""Share of the free memory that merged weights may take, by ``engine.weights``: the rest is for
+keys, values and activations."""
 
 TURNS = 12
 """Turns of the event loop after a step; more than any chain of awaits in the method is long."""
@@ -54,7 +59,7 @@ class RolloutEngine:
     ) -> None:
         self.policy = policy
         self.seed = seed
-        self.slots = settings.batch or SLOTS[policy.device.type]
+        self.most_slots = self.slots = settings.batch or SLOTS[policy.device.type]
         self.eos = policy.eos
         self.weights = settings.weights
         self.memory_fraction = memory_fraction
@@ -135,29 +140,43 @@ class RolloutEngine:
         policy, where = self.policy, f"{role} on {self.policy.device}"
         policy.switch(role)
         budget = cache_budget(policy.device, self.memory_fraction)
-        found = self_check(policy, rows, merged := self.merges(role), prompts, new_tokens, budget)
-        if found.fault and merged:
-            self.say(f"{where}: with merged weights {found.fault}; using base plus adapter")
+        weights = self.choose_weights(role)
+        found = self_check(policy, rows, weights, prompts, new_tokens, budget)
+        if found.fault and weights != "separate":
+            self.say(f"{where}: with {weights} weights {found.fault}; using base plus adapter")
             self.weights = "separate"
-            found = self_check(policy, rows, False, prompts, new_tokens, budget)
+            found = self_check(policy, rows, "separate", prompts, new_tokens, budget)
         otherwise = f"{found.fault}; using plain generate in static batches"
         self.say(f"{where}: {otherwise if found.fault else found.proved}")
         return found.fault is None
 
-    def merges(self, role: Role) -> bool:
-        """Whether ``role`` answers with merged weights, as the recipe and memory say."""
-        if self.weights != "auto":
-            return self.weights == "merged"
+    def choose_weights(self, role: Role) -> Weights:
+        """How ``role``'s products are computed, as the recipe and memory say."""
+        policy, wanted = self.policy, self.weights
+        if wanted in ("separate", "fused"):
+            return wanted
+        if policy.fast is not None and policy.fast.kind == "merged":
+            return "merged"
         # On CUDA the gain has not been measured; on a CPU it has (LOG.md).
-        if self.policy.device.type != "cpu" or self.policy.fast is not None:
-            return self.policy.fast is not None
-        need = copy_bytes(self.policy.inner, ADAPTERS.get(role))
-        return need < free_memory(self.policy.device, self.memory_fraction) / 4
+        if wanted == "auto" and policy.device.type != "cpu":
+            return "separate"
+        need = copy_bytes(policy.inner, ADAPTERS.get(role))
+        free = free_memory(policy.device, self.memory_fraction)
+        if need <= MERGED_SHARE[wanted] * free:
+            return "merged"
+        if wanted == "merged":
+            self.say(
+                f"{role} on {policy.device}: merged weights would take {need / 1e9:.1f} GB of "
+                f"{free / 1e9:.1f} GB that are free; using base plus adapter"
+            )
+            self.weights = "separate"
+        return "separate"
 
     async def _run(self, role: Role) -> None:
         """Decode until nothing is left, giving way to coroutines after every step."""
         try:
             await asyncio.sleep(0)  # let every caller of this moment queue its requests
+            self.slots = self.most_slots  # however few the last stage's lengths had allowed
             fast = self.fast(role)
             self.policy.switch(role)
             await (self._continuous(role) if fast else self._static())
@@ -183,8 +202,7 @@ class RolloutEngine:
     async def _continuous(self, role: Role) -> None:
         """All that is queued through one decoder, and what is queued while it runs."""
         policy, device = self.policy, self.policy.device
-        if self.merges(role):
-            policy.speed_up()
+        policy.speed_up(self.choose_weights(role))
         give_back(device)
         budget = cache_budget(device, self.memory_fraction)
         prefill = PREFILL_TOKENS[device.type]
@@ -213,7 +231,7 @@ class RolloutEngine:
             self._queue.sort(key=lambda s: (repr(s.sampling), len(s.prompt)))
             sampling = self._queue[0].sampling
             alike = [s for s in self._queue if repr(s.sampling) == repr(sampling)]
-            batch = alike[: self.slots]
+            batch = self._fitting(alike[: self.slots])
             del self._queue[: len(batch)]
             room = self.policy.positions - len(batch[-1].prompt)
             limit = min(room, max(s.max_new_tokens for s in batch))
@@ -235,6 +253,18 @@ class RolloutEngine:
                 self._deliver(sequence)
                 self.on_tokens(len(kept))
             await _give_way()
+
+    def _fitting(self, sequences: list[TokenSequence]) -> list[TokenSequence]:
+        """The first of some sequences, sorted by prompt length, as many as fit into memory."""
+        inner, new = self.policy.inner, 0
+        config, itemsize = inner.config.get_text_config(), inner.dtype.itemsize
+        budget = cache_budget(self.policy.device, self.memory_fraction)
+        for count, sequence in enumerate(sequences):
+            new = max(new, sequence.max_new_tokens)
+            row = generate_bytes(config, itemsize, len(sequence.prompt), new)
+            if count and (count + 1) * row > budget:
+                return sequences[:count]
+        return sequences
 
     def _unless_full(self, call: Callable[[], Found], slots: int) -> Found | None:
         """What ``call`` returns; None if memory ran out, and half as many ``slots`` go on."""
