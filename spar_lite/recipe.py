@@ -8,6 +8,8 @@ differs.
 from __future__ import annotations
 
 import difflib
+import shlex
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,6 +147,9 @@ class Endpoint(Section):
         "OPENAI_API_KEY", description="for openai: the environment variable that holds the key"
     )
     parallel: Count = Field(8, description="for openai: requests at a time")
+    extra: dict[str, Any] = Field(
+        {}, description="for openai: further fields of every request, such as {min_tokens: 2}"
+    )
 
 
 class Evolve(Endpoint):
@@ -405,6 +410,16 @@ class EngineSettings(Endpoint):
         "same base, and loads each adapter when it is trained",
     )
     models: ServedModels = Field(ServedModels(), description="for openai: the roles' names there")
+    adapter_path: str = Field(
+        "",
+        description="for openai: the run's folder as the server sees it, on another machine or in "
+        "a container; empty: as here",
+    )
+    start: str | tuple[str, ...] = Field(
+        "",
+        description='for openai: a command, such as "vllm serve MODEL --enable-lora", by which the '
+        "run starts the server itself, on this machine; no shell reads it",
+    )
     path: Literal["auto", "continuous", "static"] = Field(
         "auto",
         description="auto: continuous batching if a self-check on this device passes, else static",
@@ -418,6 +433,24 @@ class EngineSettings(Endpoint):
         "CPU) instead of base plus adapter; fused: the adapter as two products in the model's "
         "dtype on the base's; auto: merged on a CPU with room for it, else separate",
     )
+
+    @model_validator(mode="after")
+    def _own_server(self) -> EngineSettings:
+        if not self.start:
+            return self
+        if self.kind != "openai":
+            raise ValueError("start wants kind: openai, found kind: local")
+        if isinstance(self.start, str):
+            try:
+                shlex.split(self.start)
+            except ValueError as error:
+                raise ValueError(f"start wants a command line, found {error}") from None
+        if urllib.parse.urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError(
+                "start wants a url on this machine, such as http://127.0.0.1:8000/v1, found "
+                f"{self.url}"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -555,7 +588,8 @@ def _first_line(error: Exception) -> str:
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in data.items():
-        if isinstance(value, dict) and name != "chat_template":  # whose keys are the template's
+        # The keys of these are the template's and the server's.
+        if isinstance(value, dict) and name not in ("chat_template", "extra"):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

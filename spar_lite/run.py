@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spar_lite.data.released import released_pairs, released_rows
 from spar_lite.engines.base import Engine, LazyEngine
 from spar_lite.engines.open import open_engine
-from spar_lite.engines.remote import RemoteEngine
+from spar_lite.engines.served import RoleServer
 from spar_lite.errors import ModelError, SparError, StoreError
 from spar_lite.recipe import Recipe, dump_recipe, load_recipe
 from spar_lite.records import Message, Role, stable_seed
@@ -106,7 +106,11 @@ class Run:
         saved = self.folder / "recipe.yaml"
         if not saved.exists() or self.unfinished(loop):
             write_text(saved, dump_recipe(self.recipe))
-        loop(self)
+        try:
+            loop(self)
+        finally:
+            if isinstance(self._engine, RoleServer):
+                self._engine.close()
 
     def unfinished(self, loop: Loop) -> list[str]:
         """The labels of the steps still to do."""
@@ -139,6 +143,8 @@ class Run:
         if self._policy is None:
             from spar_lite.model import Policy
 
+            if isinstance(self._engine, RoleServer) and self._one_card:
+                self._engine.rest()
             self.screen.say(f"loading {self.recipe.model.id}")
             try:
                 policy = Policy.load(self.recipe.model, stable_seed(self.recipe.seed, "lora"))
@@ -180,7 +186,14 @@ class Run:
                 self._engine = self.make_engine(self)
             else:
                 adapters = dict(zip(ROLES, self._wanted, strict=True))
-                engine = open_engine(self.recipe, lambda: self.policy, adapters, self.screen.say)
+                engine = open_engine(
+                    self.recipe,
+                    lambda: self.policy,
+                    adapters,
+                    self.screen.say,
+                    self.folder,
+                    self._make_room,
+                )
                 engine.on_tokens = self.screen.tokens
                 self._engine = engine
         engine_: Engine = self._engine
@@ -191,9 +204,25 @@ class Run:
         self._wanted = adapters
         if self._policy is not None:
             self._restore_wanted()
-        if isinstance(self._engine, RemoteEngine):
+        if isinstance(self._engine, RoleServer):
             for role, folder in zip(ROLES, adapters, strict=True):
                 self._engine.use(role, folder)
+
+    @property
+    def _one_card(self) -> bool:
+        """Whether the model here and a server that the run starts would share a card."""
+        from spar_lite.model.machine import pick_device
+
+        return pick_device(self.recipe.model.device).type == "cuda"
+
+    def _make_room(self) -> None:
+        """Give the card to a server that is about to start; the model is loaded again later."""
+        if self._policy is not None and self._one_card:
+            from spar_lite.model.machine import give_back
+
+            device, self._policy = self._policy.device, None
+            self._loaded.clear()
+            give_back(device)
 
     def trained(self, role: Role, folder: Path) -> None:
         """Note that the adapter in memory is the one just saved in ``folder``."""
@@ -213,12 +242,14 @@ class Run:
         if take is None:
             return {}
         usage = take()
-        return {
+        found = {
             "calls": usage.calls,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
-            "occupancy": round(usage.occupancy, 3),
         }
+        if hasattr(usage, "occupancy"):  # a server's batches are its own
+            found["occupancy"] = round(usage.occupancy, 3)
+        return found
 
     def costs_of_machine(self) -> Summary:
         """Peak bytes so far (the card's allocations, else the resident set), and the device."""

@@ -35,7 +35,7 @@ Items = Mapping[str, Callable[[], Awaitable[T]]]
 
 MODEL = (
     "seed", "model.id", "model.quantization", "model.lora", "model.trust_remote_code",
-    "model.chat_template",
+    "model.chat_template", "engine.extra",
 )  # fmt: skip
 """Recipe keys that decide what the model answers; device and threads may change on the way."""
 

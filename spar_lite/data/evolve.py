@@ -138,7 +138,8 @@ def loop_prompts(at: StepFolder, number: int) -> Records[Prompt]:
         if way == "model":
             engine = run.engine
         elif way == "openai":
-            engine = open_endpoint(settings, {"base": settings.model}, "evolve.model")
+            engine = open_endpoint(settings, {"base": settings.model}, "evolve.model", seed)
+            engine.say = run.screen.say
         return {p.id: partial(evolve, engine, p, settings, seed) for p in plain}
 
     found = at.each(

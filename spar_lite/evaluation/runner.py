@@ -20,7 +20,7 @@ import click
 from spar_lite.constraints import kind_named
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.engines.base import LazyEngine
-from spar_lite.engines.remote import RemoteEngine
+from spar_lite.engines.served import RoleServer
 from spar_lite.errors import StoreError
 from spar_lite.evaluation.inference_search import (
     WAYS,
@@ -96,10 +96,10 @@ class Job:
     bar: str = "answers"
     claim: Callable[[], object] = lambda: None
     begin: float = field(default_factory=time.perf_counter)
-    _engine: RolloutEngine | RemoteEngine | None = None
+    _engine: RolloutEngine | RoleServer | None = None
 
     @property
-    def engine(self) -> RolloutEngine | RemoteEngine:
+    def engine(self) -> RolloutEngine | RoleServer:
         """The engine, opened on first use."""
         engine = self._engine or (self.open() if self.open else self.target.open(self.screen))
         self._engine = engine

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spar_lite.engines.open import open_engine
-from spar_lite.engines.remote import RemoteEngine
+from spar_lite.engines.served import RoleServer
 from spar_lite.errors import ModelError, StoreError, did_you_mean
 from spar_lite.recipe import Recipe, load_recipe, parse_recipe
 from spar_lite.records import Role, stable_seed
@@ -31,7 +31,7 @@ class Target:
     home: Path
     adapters: dict[Role, Path] = field(default_factory=dict)
 
-    def open(self, screen: Screen) -> RolloutEngine | RemoteEngine:
+    def open(self, screen: Screen) -> RolloutEngine | RoleServer:
         """The engine that answers, with the adapters in place; see ``open_engine``."""
         recipe = self.recipe
 
@@ -44,7 +44,7 @@ class Target:
                 policy.restore(role, folder)
             return policy
 
-        engine = open_engine(recipe, load, self.adapters, screen.say)
+        engine = open_engine(recipe, load, self.adapters, screen.say, self.home)
         engine.on_tokens = screen.tokens
         return engine
 

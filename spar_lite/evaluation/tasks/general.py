@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from spar_lite.engines.remote import RemoteEngine
+from spar_lite.engines.served import RoleServer
 from spar_lite.errors import RecipeError, SparError
 from spar_lite.evaluation.runner import Card, Job, Task, evaluate
 from spar_lite.evaluation.stats import Z95, Interval, share
@@ -147,7 +147,7 @@ class General(Task[GeneralResult]):
             job.screen.advance(count)
 
         engine = job.engine
-        assert not isinstance(engine, RemoteEngine)
+        assert not isinstance(engine, RoleServer)
         job.screen.start(self.task, 0, "requests")
         found = run_harness(
             engine.policy, job.role, self.loaded, answered, limit=self.limit, **self.options
