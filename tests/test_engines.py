@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from spar_lite.recipe import Recipe, dump_recipe, parse_recipe
 from spar_lite.records import Message, Role, stable_seed
 from spar_lite.run import FRESH, Adapters, Run
 from tests.scripted import Silence
-from tests.serving import State, serving
+from tests.serving import Fault, State, serving
 
 
 @pytest.fixture
@@ -128,6 +129,22 @@ def test_a_server_that_cannot_load_in_place_unloads_first(
     assert said(engine, "actor") == "actor one"
     engine.use("actor", adapter(tmp_path / "two" / "actor"))
     assert said(engine, "actor") == "actor two"
+
+
+def test_adapters_that_say_the_same_are_told_apart_by_loading(
+    settings: Recipe, state: State, tmp_path: Path
+) -> None:
+    """A server without log-probabilities: what is in place cannot be known, so it is loaded."""
+    state.logprobs = False
+    same = [adapter(tmp_path / name / "actor", "alike") for name in ("one", "two")]
+    (same[1] / "adapter_config.json").write_text("{}")
+    (same[1] / "adapter_model.safetensors").write_text("alike ")  # other bytes
+    engine = opened(settings, tmp_path, actor=same[0])
+    for number, folder in enumerate((same[0], same[1], same[0])):
+        engine.use("actor", folder)
+        assert said(engine, "actor").startswith("actor alike")
+        loads = [s["lora_path"] for s in state.seen if s["path"].endswith("load_lora_adapter")]
+        assert len(loads) == number + 1 and loads[-1] == str(folder)
 
 
 def test_one_that_only_says_that_it_loaded_is_found_out(
@@ -239,6 +256,26 @@ def test_prompts_are_our_token_ids_where_the_server_reads_them(
         engine.use("actor", None)
         engine._looked = False
         said(engine, "actor")
+
+
+def test_usage_is_counted_here_where_the_server_does_not(state: State, settings: Recipe) -> None:
+    class Template:
+        opens_thought = False
+
+        def encode(self, messages: Any) -> list[int]:
+            return list(range(7))
+
+        @staticmethod
+        def tokenizer(text: str) -> dict[str, list[int]]:
+            return {"input_ids": [0] * len(text.split())}
+
+    engine = opened(settings)
+    engine.load_chat = Template
+    choice = {"message": {"content": "three words here"}, "finish_reason": "stop"}
+    state.faults = [Fault(200, {"choices": [choice]})]
+    assert said(engine, "base") == "three words here"
+    usage = engine.take_usage()
+    assert (usage.prompt_tokens, usage.completion_tokens) == (7, 3)
 
 
 def test_as_many_requests_at_a_time_as_the_recipe_says(state: State, settings: Recipe) -> None:
@@ -384,15 +421,13 @@ def started(port: int, **more: Any) -> Recipe:
 
 
 def listeners(port: int) -> list[int]:
-    found = (p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE)
-    return [p.pid for p in found if f"--port\x00{port}" in "\x00".join(command_of(p))]
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []
+    """The processes that were started for this port, the guard included."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if f"--port {port}" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
 def test_the_run_starts_the_server_and_ends_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ def _open_server(
         log = (folder or Path()) / "server.log"
         process = ServerProcess(settings.start, settings.url, log, say)
 
+    @functools.cache
     def load_chat() -> Chat | None:
         try:
             return _load_chat(recipe)

@@ -49,8 +49,9 @@ class RoleServer(RemoteEngine):
 
     ``folder``: the run's; its ``server.json`` keeps fingerprints. ``adapter_path``: that folder as
     the server sees it, "" if as here. ``load_chat``: the base's template, None where it is not to
-    be had; asked for only if the server takes token ids. ``options``: of the template. ``process``:
-    the server, if the run starts it; ``make_room``: called before it starts.
+    be had; asked for only if the server takes token ids, or does not count them. ``options``: of
+    the template. ``process``: the server, if the run starts it; ``make_room``: called before it
+    starts.
     """
 
     folder: Path | None = None
@@ -194,11 +195,11 @@ class RoleServer(RemoteEngine):
             steps = logprobs.get("token_logprobs") or [
                 step["logprob"] for step in logprobs.get("content") or ()
             ]
-            text = self._text(choice)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            said = Fingerprint(self._text(choice), tuple(float(step) for step in steps))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise self.wire.foreign(error) from None
         self._mind_tokenizer(choice)
-        return Fingerprint(text, tuple(float(step) for step in steps))
+        return said
 
     def _mind_tokenizer(self, choice: Mapping[str, Any]) -> None:
         """Refuse a server whose words for its tokens are not ours."""
@@ -225,7 +226,8 @@ class RoleServer(RemoteEngine):
             raise EngineError(f"engine.models wants three names, found {name} twice.")
         digest = _digest(folder)
         before = await self._fingerprint(name)
-        if before is not None and self.prints.is_of(before, digest):
+        # By its words alone an adapter is not known: two may say the same.
+        if before is not None and before.logprobs and self.prints.is_of(before, digest):
             return name
         body = {"lora_name": name, "lora_path": self._seen_by_server(folder)}
         try:
@@ -233,8 +235,8 @@ class RoleServer(RemoteEngine):
         except Refused as fault:
             if fault.code not in NOT_THERE or "adapter" in fault.said.lower():
                 raise EngineError(
-                    f"{fault} The server must find {body['lora_path']}: engine.adapter_path says "
-                    "how it sees the run's folder."
+                    f"{self.wire.shown} does not load {body['lora_path']}: {fault.said[:200]} "
+                    "(engine.adapter_path says how the server sees the run's folder)"
                 ) from None
             await self._wait_for_restart(name, digest, before)
             return name
@@ -341,7 +343,7 @@ class RoleServer(RemoteEngine):
 
     def _count(self, request: Request, text: str) -> tuple[int, int]:
         """By our tokenizer, where there is one."""
-        chat = self._chat = self._chat or None
+        chat = self._chat or self.load_chat()
         if chat is None:
             return 0, 0
         return len(chat.encode(request.messages)), len(chat.tokenizer(text)["input_ids"])

@@ -156,7 +156,7 @@ class Transport:
         elif code == 404:
             models = "models" if self.section == "engine" else "model"
             hint = f" See {self.section}.url and {self.section}.{models}."
-        raise Refused(f"{line}.{hint}", code, said)
+        raise Refused(f"{line.rstrip('.')}.{hint}", code, said)
 
     @property
     def root(self) -> str:
