@@ -17,7 +17,7 @@ never the best.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -33,6 +33,9 @@ ROUNDS = 3
 
 Stop = Literal["accepted", "depth", "budget", "no child"]
 Rank = tuple[float, float]
+
+Watch = Callable[[Sequence[Node]], None]
+"""Shown a tree's nodes so far, those without a judgement among them."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class TreeSearch:
     root: Node
     nodes: list[Node] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+    watch: Watch = lambda _: None
 
     @property
     def left(self) -> int:
@@ -65,9 +69,11 @@ class TreeSearch:
         places = [(p, n) for p in parents for n in range(self.settings.branch)][: self.left]
         children = await asyncio.gather(*(self._child(parent, n) for parent, n in places))
         self.nodes.extend(children)
+        self.watch(self.finished())
         last_first = sorted(children, key=_order, reverse=True)  # of copies the first path stays
         ids = {node.text: f"{self.id}/{node.path}" for node in last_first if node.text is not None}
         await self.answers.judge(ids, ROUNDS)
+        self.watch(self.finished())
         judged = [node for node in children if self._has_verdict(node)]
         await self._settle(judged)
         return sorted(judged, key=self.rank, reverse=True)
@@ -91,10 +97,10 @@ class TreeSearch:
         return max(nodes, key=self.rank)
 
     def finished(self) -> tuple[Node, ...]:
-        """All nodes by depth and path, with their judgements."""
+        """All nodes by depth and path, with their judgements, as far as there are any."""
         known = self.answers.known
         return tuple(
-            node if node.text is None else replace(node, judgement=known[node.text])
+            node if node.text is None else replace(node, judgement=known.get(node.text))
             for node in sorted(self.nodes, key=_order)
         )
 
@@ -163,11 +169,13 @@ async def search_tree(
     judgement: Judgement,
     settings: Search,
     judge: Judge,
+    watch: Watch = lambda _: None,
 ) -> Tree:
     """Search from one failed answer; every node, vote and reply is kept in the tree."""
     root = Node("", negative.text, None, (), judgement)
     answers = Judgements(engine, prompt, judge, {negative.text: judgement})
-    tree_search = TreeSearch(engine, prompt, prompt.id, settings, answers, root, nodes=[root])
+    tree_search = TreeSearch(engine, prompt, prompt.id, settings, answers, root, [root])
+    tree_search.watch = watch
     walk = breadth_first if settings.strategy == "bfs" else depth_first
     stop, accepted = await walk(tree_search)
     best = accepted or await tree_search.best()

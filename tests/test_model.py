@@ -652,3 +652,12 @@ def test_a_flat_row_does_not_change_what_the_others_draw() -> None:
         assert mixed[6:].tolist() == sample(flat, nucleus, uniform[6:]).tolist()
         kept = flat.softmax(-1).sort(descending=True).indices[:, :3687]  # nine tenths of them
         assert all(token in row for token, row in zip(mixed[6:], kept, strict=True))
+
+
+def test_a_streamed_reply_grows_into_the_one_that_generate_gives(tiny_policy: Factory) -> None:
+    engine = RolloutEngine(tiny_policy(), EngineSettings(), seed=3)
+    request = Request("chat-1", (Message("user", "Name a colour."),), 12, Sampling(0.9, 0.9))
+    grown = list(engine.stream("actor", request))
+    whole = asyncio.run(engine.generate("actor", [request]))[0].text
+    assert grown[-1] == whole
+    assert len(grown) > 1

@@ -24,6 +24,8 @@ COMMANDS = {
     "plan": ("plan", "Say what a recipe will take on a card, before it runs."),
     "status": ("runs", "Show how far a run is, its scores and its costs."),
     "show": ("show", "Draw a run's search trees, or show its answers."),
+    "refine": ("talk", "Answer an INSTRUCTION, judge the answer, and grow a tree of refinements."),
+    "chat": ("talk", "Chat with a checkpoint's actor, its refiner or the base."),
     "compare": ("compare", "Compare runs or checkpoints: scores, costs, differences."),
     "curve": ("curve", "Score a refiner as its warm-up grows."),
     "eval": ("evaluate", "Score a checkpoint, an adapter or a base model."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from rich.progress import (
 from spar_lite.errors import StoreError
 from spar_lite.run import Screen
 
+HARMFUL = ("Cc", "Cf", "Cs")
+"""Unicode's categories of control, format and surrogate characters."""
+
 LINE_EVERY = 20.0
 """Seconds between two plain progress lines of one stage."""
 
@@ -35,9 +39,20 @@ def make_console(stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(width=160, stderr=stderr)
 
 
-def print_plain(console: Console, text: str, style: str | None = None) -> None:
+def print_plain(console: Console, text: str, style: str | None = None, end: str = "\n") -> None:
     """A line that nothing is read into and that is not broken."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """What a model wrote, without what would move a terminal's cursor, colour it or turn its text.
+
+    Control and format characters (escape sequences, direction marks, zero widths) and half
+    characters are left out; line breaks and tabs stay.
+    """
+    return "".join(
+        char for char in text if char in "\n\t" or unicodedata.category(char) not in HARMFUL
+    )
 
 
 def print_alarms(console: Console, found: Mapping[str, Sequence[str]]) -> None:

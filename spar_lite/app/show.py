@@ -10,7 +10,7 @@ import click
 from rich.markup import escape
 from rich.tree import Tree as Drawing
 
-from spar_lite.app.console import make_console
+from spar_lite.app.console import harmless, make_console
 from spar_lite.errors import StoreError, did_you_mean
 from spar_lite.evaluation.compare import heldout_results
 from spar_lite.evaluation.heldout import HeldoutResult
@@ -55,10 +55,14 @@ def show_command(folder: Path, prompt_id: str | None, iteration: int, answers: i
             console.print(draw_tree(tree, prompts[tree.prompt_id]), highlight=False)
 
 
-def draw_tree(tree: Tree, prompt: Prompt) -> Drawing:
-    """Draw one tree; model text is escaped, so it can neither colour nor forge lines."""
+def draw_tree(tree: Tree, prompt: Prompt, grows: bool = False) -> Drawing:
+    """Draw one tree; model text is escaped, so it can neither colour nor forge lines.
+
+    ``grows``: the search still goes on.
+    """
+    end = "growing" if grows else f"stopped: {tree.stop}"
     root = Drawing(
-        f"[bold]{escape(tree.id)}[/] {escape(prompt.text)}\n[dim]stopped: {tree.stop}, "
+        f"[bold]{escape(tree.id)}[/] {escape(harmless(prompt.text))}\n[dim]{end}, "
         f"{len(tree.nodes) - 1} refinements, {tree.cost.completion_tokens:,} tokens out[/]"
     )
     drawn = {"": root.add(_label(tree.nodes[0], tree))}
@@ -75,7 +79,7 @@ def _label(node: Node, tree: Tree) -> str:
     style = "green" if accepted else "red" if value <= 0.5 else "white"
     head = f"{node.path or 'answer'} value {'no vote' if value < 0 else f'{value:.2f}'}"
     mark = " ✓ accepted" if accepted else ""
-    return f"[{style}]{head}{mark}[/] {escape(' '.join(node.text.split()))}"
+    return f"[{style}]{head}{mark}[/] {escape(harmless(' '.join(node.text.split())))}"
 
 
 def answer_lines(recipe: Recipe, folder: Path, count: int) -> Iterator[str]:
@@ -93,7 +97,7 @@ def answer_lines(recipe: Recipe, folder: Path, count: int) -> Iterator[str]:
         for name, results in found.items():
             result = results[prompt.id]
             shown = {"bootstrap": "warm-up"}.get(name, name)
-            yield f"  {shown} ({verdict(result)}): {' '.join(result.answer.split())}"
+            yield f"  {shown} ({verdict(result)}): {harmless(' '.join(result.answer.split()))}"
         yield ""
 
 

@@ -10,9 +10,9 @@ so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spar_lite.engines.base import OPEN, Completion, Request
 from spar_lite.errors import EngineError, SparError
@@ -83,7 +83,8 @@ class RolloutEngine:
             EngineError: a prompt leaves no position for a reply, another role is still answering,
                 the logits are not finite, or the model's forward pass failed.
         """
-        sequences = [self._sequence(role, request) for request in requests]
+        make = asyncio.get_running_loop().create_future
+        sequences = [self._sequence(role, request, (request.id, make())) for request in requests]
         while self._loop is not None and self._role != role:
             if self._open:
                 raise EngineError(f"asked for {role} while {self._role} is still answering")
@@ -98,7 +99,27 @@ class RolloutEngine:
             self._loop = asyncio.create_task(self._run(role))
         return list(await asyncio.gather(*futures))
 
-    def _sequence(self, role: Role, request: Request) -> TokenSequence:
+    def stream(self, role: Role, request: Request) -> Iterator[str]:
+        """The reply to one request so far, after each of its tokens; nothing else may be asked.
+
+        Raises:
+            EngineError: as ``generate``.
+        """
+        policy, device = self.policy, self.policy.device
+        policy.switch(role)
+        policy.speed_up(self.choose_weights(role))
+        sequence, prefill = self._sequence(role, request), PREFILL_TOKENS[device.type]
+        try:
+            decoder = BatchDecoder(policy.inner, 1, self.eos, prefill)
+        except ValueError:  # layers that its cache cannot serve: the whole reply at once
+            yield asyncio.run(self.generate(role, [request]))[0].text
+            return
+        decoder.add(sequence)
+        while not decoder.idle:
+            decoder.step()
+            yield policy.decode(sequence.reply)
+
+    def _sequence(self, role: Role, request: Request, owner: Any = None) -> TokenSequence:
         """The request's tokens, with a limit that the model's positions allow."""
         ids = self.policy.encode(request.messages)
         room = min(request.max_new_tokens, self.policy.positions - len(ids))
@@ -109,7 +130,6 @@ class RolloutEngine:
                 "with more positions."
             )
         seed = stable_seed(self.seed, role, request.id)
-        owner = request.id, asyncio.get_running_loop().create_future()
         return TokenSequence(ids, room, request.sampling, seed, owner)
 
     def take_usage(self) -> Usage:

@@ -1,0 +1,135 @@
+"""Talking to a checkpoint: what is answered, judged and drawn, and what a model cannot do."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from spar_lite.app.console import harmless
+from spar_lite.app.talk import Chat, grow
+from spar_lite.engines.base import Completion, Request
+from spar_lite.recipe import Recipe, parse_recipe
+from spar_lite.records import Prompt, Role
+from spar_lite.templates import REFINE
+from tests.scripted import ScriptedEngine
+
+HOSTILE = "tea \x1b[31mred\x1b[0m \u202eflipped\u200b [bold]markup[/] \ud83d <b>html</b>"
+
+
+def recipe() -> Recipe:
+    small = {"votes": 3, "mode": "llm"}
+    search = {"branch": 2, "keep": 1, "depth": 2}
+    return parse_recipe({"model": {"id": "none"}, "judge": small, "search": search})
+
+
+def reply(role: Role, request: Request) -> str:
+    """The base, actor and refiner say who they are; only what is mended passes the judge."""
+    last = request.messages[-1].content
+    if last == REFINE:
+        good = request.id.endswith("0.1/r0")
+        return f"Better.\n[[start]] {'mended' if good else 'still wrong'} [[end]]"
+    if "<answer>" in last:
+        return "It holds.\nFinal Judgement: " + ("Yes" if "mended" in last else "No")
+    return f"{role} says {HOSTILE}"
+
+
+def talk(*lines: str, engine: ScriptedEngine | None = None) -> str:
+    """What the screen shows when these lines are typed."""
+    console = Console(file=io.StringIO(), width=200)
+    given = iter(lines)
+
+    def read(*_: object, **__: object) -> str:
+        try:
+            return next(given)
+        except StopIteration:
+            raise EOFError from None
+
+    console.input = read  # type: ignore[method-assign]
+    Chat(console, engine or ScriptedEngine(reply), recipe()).listen()
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_whoever_is_chosen_answers_with_the_chat_so_far() -> None:
+    engine = ScriptedEngine(reply)
+    lines = "hello", "/adapter refiner", "again", "/new", "/adapter none", "third"
+    shown = talk(*lines, engine=engine)
+    assert [role for role, _ in engine.calls] == ["actor", "refiner", "base"]
+    assert [len(request.messages) for request in engine.requests] == [1, 3, 1]
+    assert shown.index("actor says") < shown.index("refiner says") < shown.index("base says")
+
+
+def test_a_model_cannot_colour_forge_or_turn_the_screen() -> None:
+    shown = talk("hello", "/both what?", "/judge", "/refine")
+    assert "[bold]markup[/]" in shown
+    assert "<b>html</b>" in shown
+    assert not any(char in shown for char in "\x1b\u202e\u200b\ud83d")
+    assert harmless("a\x07b\r\nc\td") == "ab\nc\td"
+
+
+def test_both_puts_three_answers_side_by_side_and_leaves_the_chat_alone() -> None:
+    engine = ScriptedEngine(reply)
+    shown = talk("/both hello", "hi", engine=engine)
+    assert all(f"{role} says" in shown for role in ("base", "actor", "refiner"))
+    assert len(engine.requests[-1].messages) == 1
+
+
+def test_judge_shows_votes_and_whose_verdict_it_is() -> None:
+    shown = talk("hello", "/judge", "/judge this is mended")
+    assert "vote 1, No" in shown
+    assert "verdict (votes of the model itself): it does not" in shown
+    assert "it does what was asked" in shown
+
+
+def test_judge_without_an_answer_says_so() -> None:
+    assert "There is no answer yet" in talk("/judge")
+    assert "/adapter actor|refiner|none" in talk("/adapter nobody")
+
+
+def test_a_tree_grows_level_by_level_and_ends_accepted() -> None:
+    engine, console = ScriptedEngine(reply), Console(file=io.StringIO(), width=200)
+    tree = grow(console, engine, recipe(), Prompt("refine", "Say it."), "wrong")
+    assert tree is not None
+    assert tree.accepted == "0.1"
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "0.1 value 1.00 ✓ accepted mended" in shown
+    assert "stopped: accepted" in shown
+
+
+def test_what_passes_is_not_mended() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    assert grow(console, ScriptedEngine(reply), recipe(), Prompt("p", "Say it."), "mended") is None
+    assert isinstance(console.file, io.StringIO)
+    assert "Nothing to mend" in console.file.getvalue()
+
+
+def test_a_stream_is_shown_as_it_comes_and_ctrl_c_keeps_what_is_there() -> None:
+    class Streams(ScriptedEngine):
+        def stream(self, role: Role, request: Request) -> Iterator[str]:
+            yield "one"
+            yield "one two"
+            if request.id == "chat-1":
+                raise KeyboardInterrupt
+            yield "one two \ufffd"  # half a character so far
+            yield "one two é"
+
+    engine = Streams(lambda role, request: Completion(request.id, "", 0, 0, True))
+    shown = talk("first", "second", engine=engine)
+    assert "one two (stopped)" in shown
+    assert "one two é" in shown
+    assert "\ufffd" not in shown
+
+
+def test_ctrl_c_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    asked = []
+
+    def interrupted(*_: object, **__: object) -> str:
+        asked.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "input", interrupted)
+    Chat(console, ScriptedEngine(reply), recipe()).listen()
+    assert len(asked) == 2
