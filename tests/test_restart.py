@@ -182,7 +182,7 @@ def test_released_rows_and_pairs_are_trained_before_iteration_1(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     data, folder = released(tmp_path / "data"), tmp_path / "run"
-    small = {"batch_size": 4, "micro_batch": 4, "gradient_checkpointing": False}
+    small = {"batch_size": 4, "gradient_checkpointing": False}
     boot = {"source": str(data), "pairs": str(data / "dpo.json"), **small}
     settings = recipe(tiny_folder, iterations=0, bootstrap=boot, evaluate={"prompts": 2})
     run = start(folder, settings)
@@ -248,7 +248,7 @@ def test_a_kill_between_the_two_trainings_of_the_actor_loses_nothing(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     data = released(tmp_path / "data")
-    small = {"batch_size": 4, "micro_batch": 4, "gradient_checkpointing": False}
+    small = {"batch_size": 4, "gradient_checkpointing": False}
     boot = {"source": str(data / "sft.json"), "pairs": str(data / "dpo.json"), **small}
     settings = recipe(tiny_folder, iterations=0, bootstrap=boot, evaluate={"prompts": 0})
     whole, folder = tmp_path / "whole", tmp_path / "killed"
