@@ -26,6 +26,7 @@ COMMANDS = {
     "show": ("show", "Draw a run's search trees, or show its answers."),
     "refine": ("talk", "Answer an INSTRUCTION, judge the answer, and grow a tree of refinements."),
     "chat": ("talk", "Chat with a checkpoint's actor, its refiner or the base."),
+    "report": ("report", "Write runs as one HTML page: answers, scores, trees."),
     "compare": ("compare", "Compare runs or checkpoints: scores, costs, differences."),
     "curve": ("curve", "Score a refiner as its warm-up grows."),
     "eval": ("evaluate", "Score a checkpoint, an adapter or a base model."),
