@@ -140,7 +140,8 @@ class Policy:
         For whoever works long to call between two pieces of work.
         """
         if self.chooses_threads and time.monotonic() - self._tuned > TUNE_EVERY:
-            torch.set_num_threads(best_threads(self.inner.config.get_text_config().hidden_size))
+            hidden = self.inner.config.get_text_config().hidden_size
+            torch.set_num_threads(best_threads(min(hidden, 768)))  # of wider ones it takes seconds
             self._tuned = time.monotonic()
 
     def switch(self, role: Role) -> None:
