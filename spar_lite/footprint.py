@@ -20,8 +20,11 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES, TRAINED_BYTES = 4, 4 + 8
 """Bytes of a LoRA weight: itself in float32; its gradient, and Adam's two moments."""
 
-PREFILL_TOKENS = 8192
-"""Prompt tokens of one pass on CUDA, whose activations lie beside the cache."""
+PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Prompt tokens in one forward pass: enough to fill the device, and few enough to fit."""
+
+SLOTS = {"cpu": 64, "cuda": 256}
+"""Sequences decoded at a time, at most. Speed rises with them (LOG.md); memory sets the end."""
 
 
 @dataclass(frozen=True)

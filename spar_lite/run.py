@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -271,15 +271,15 @@ class Run:
 # --- The checkpoints of a run ---------------------------------------------------------------------
 
 
-def saved_recipe(folder: Path) -> Recipe:
-    """The recipe of a run.
+def saved_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run, with ``key.path=value`` overrides.
 
     Raises:
         StoreError: there is none.
     """
     if not (folder / "recipe.yaml").is_file():
         raise StoreError(f"{folder} holds no recipe.yaml, so it is not a run folder.")
-    return load_recipe(folder / "recipe.yaml")
+    return load_recipe(folder / "recipe.yaml", overrides)
 
 
 def checkpoints(folder: Path) -> dict[str, dict[Role, Path]]:

@@ -53,7 +53,7 @@ class TreeSearch:
     root: Node
     nodes: list[Node] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-    watch: Watch = lambda _: None
+    watch: Watch | None = None
 
     @property
     def left(self) -> int:
@@ -69,11 +69,11 @@ class TreeSearch:
         places = [(p, n) for p in parents for n in range(self.settings.branch)][: self.left]
         children = await asyncio.gather(*(self._child(parent, n) for parent, n in places))
         self.nodes.extend(children)
-        self.watch(self.finished())
+        self._show()
         last_first = sorted(children, key=_order, reverse=True)  # of copies the first path stays
         ids = {node.text: f"{self.id}/{node.path}" for node in last_first if node.text is not None}
         await self.answers.judge(ids, ROUNDS)
-        self.watch(self.finished())
+        self._show()
         judged = [node for node in children if self._has_verdict(node)]
         await self._settle(judged)
         return sorted(judged, key=self.rank, reverse=True)
@@ -103,6 +103,10 @@ class TreeSearch:
             node if node.text is None else replace(node, judgement=known.get(node.text))
             for node in sorted(self.nodes, key=_order)
         )
+
+    def _show(self) -> None:
+        if self.watch is not None:
+            self.watch(self.finished())
 
     async def _child(self, parent: Node, number: int) -> Node:
         """Ask for one refinement, again while it cannot be read; nobody has judged it yet."""
@@ -169,13 +173,14 @@ async def search_tree(
     judgement: Judgement,
     settings: Search,
     judge: Judge,
-    watch: Watch = lambda _: None,
+    watch: Watch | None = None,
 ) -> Tree:
     """Search from one failed answer; every node, vote and reply is kept in the tree."""
     root = Node("", negative.text, None, (), judgement)
     answers = Judgements(engine, prompt, judge, {negative.text: judgement})
-    tree_search = TreeSearch(engine, prompt, prompt.id, settings, answers, root, [root])
-    tree_search.watch = watch
+    tree_search = TreeSearch(
+        engine, prompt, prompt.id, settings, answers, root, [root], watch=watch
+    )
     walk = breadth_first if settings.strategy == "bfs" else depth_first
     stop, accepted = await walk(tree_search)
     best = accepted or await tree_search.best()

@@ -32,7 +32,7 @@ from spar_lite.data.released import released_pairs, released_rows
 from spar_lite.data.sources import in_words
 from spar_lite.errors import StoreError
 from spar_lite.pairs import interference
-from spar_lite.recipe import Decoding, Prompts, Recipe, Training, load_recipe
+from spar_lite.recipe import Decoding, Prompts, Recipe, Training
 from spar_lite.records import (
     Cost,
     PreferencePair,
@@ -50,6 +50,7 @@ from spar_lite.run import (
     Summary,
     checkpoints,
     last_checkpoint,
+    saved_recipe,
 )
 from spar_lite.sample import sample_answer
 from spar_lite.steps import Records, StepFolder, training_progress, training_summary
@@ -311,7 +312,7 @@ def _start_from(at: StepFolder) -> Summary:
     source = Path(run.recipe.bootstrap.start_from)
     known = checkpoints(source)
     made = (source / "recipe.yaml").is_file()
-    settings = load_recipe(source / "recipe.yaml") if made else run.recipe
+    settings = saved_recipe(source) if made else run.recipe
     name = last_checkpoint(settings, source, list(known))
     adapters = known[name]
     if not adapters:

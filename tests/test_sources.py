@@ -206,31 +206,23 @@ def test_beside_another_column_it_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("name", "text", "says"),
     [
-        ('text,x\n"never closed,1\nb,2\n', "row 1 is not CSV: unexpected end of data"),
-        ("text,x\na, b,1\n", "row 1 has more cells than the 2 columns"),
+        ("rows.csv", 'text,x\n"never closed,1\nb,2\n', "row 1 is not CSV: unexpected end of data"),
+        ("rows.csv", "text,x\na, b,1\n", "row 1 has more cells than the 2 columns"),
+        ("rows.json", "[1]", 'row 1: wanted {"column": "…"}, found 1'),
+        ("rows.json", '[{"text": "a"},', "is not JSON: "),
+        ("rows.json", '{"text": "a"}\n{"text": ', "line 2 is not JSON: "),
+        ("rows.json", '{"text": 7}', "wanted text, or chat turns with a user's; found '7'"),
+        (
+            "rows.json",
+            '{"instruction": "a"}',
+            'column is "text", the columns are instruction. Set it: -o',
+        ),
     ],
 )
-def test_a_broken_table_is_named(text: str, says: str, tmp_path: Path) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text(text)
-    with pytest.raises(RecipeError, match=says):
-        texts(file)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("[1]", 'row 1: wanted {"column": "…"}, found 1'),
-        ('[{"text": "a"},', "is not JSON: "),
-        ('{"text": "a"}\n{"text": ', "line 2 is not JSON: "),
-        ('{"text": 7}', "wanted text, or chat turns with a user's; found '7'"),
-        ('{"instruction": "a"}', 'column is "text", the columns are instruction. Set it: -o'),
-    ],
-)
-def test_what_is_no_row_is_named(text: str, says: str, tmp_path: Path) -> None:
-    file = tmp_path / "rows.json"
+def test_what_is_no_row_is_named(name: str, text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / name
     file.write_text(text)
     with pytest.raises(RecipeError) as error:
         texts(file)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,8 +25,12 @@ from rich.progress import (
 from spar_lite.errors import StoreError
 from spar_lite.run import Screen
 
-HARMFUL = ("Cc", "Cf", "Cs")
-"""Unicode's categories of control, format and surrogate characters."""
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control characters, marks of direction, of no width, halves of pairs: none may work on a screen
+unseen. Joiners of letters and emoji are left to do their work."""
 
 LINE_EVERY = 20.0
 """Seconds between two plain progress lines of one stage."""
@@ -47,12 +51,9 @@ def print_plain(console: Console, text: str, style: str | None = None, end: str 
 def harmless(text: str) -> str:
     """What a model wrote, without what would move a terminal's cursor, colour it or turn its text.
 
-    Control and format characters (escape sequences, direction marks, zero widths) and half
-    characters are left out; line breaks and tabs stay.
+    Line breaks and tabs stay.
     """
-    return "".join(
-        char for char in text if char in "\n\t" or unicodedata.category(char) not in HARMFUL
-    )
+    return INVISIBLE.sub("", text)
 
 
 def print_alarms(console: Console, found: Mapping[str, Sequence[str]]) -> None:

@@ -23,6 +23,7 @@ from spar_lite.errors import ModelError, RecipeError, did_you_mean
 from spar_lite.footprint import (
     ADAPTER_BYTES,
     PREFILL_TOKENS,
+    SLOTS,
     TRAINED_BYTES,
     Shape,
     model_shape,
@@ -106,7 +107,6 @@ CORES = psutil.cpu_count(logical=True) or 1
 PLANNED = "planned.json"
 """A run's file of the seconds, least and most, that were planned for each step."""
 
-SLOTS = {"cpu": 64, "cuda": 256}
 DAY = 86_400
 GB = 1e9
 
@@ -138,6 +138,10 @@ class Machine:
         return self.name == "cpu"
 
     @property
+    def kind(self) -> str:
+        return "cpu" if self.cpu else "cuda"
+
+    @property
     def quantized(self) -> bool:
         wanted = self.recipe.model.quantization
         return wanted == "nf4" or (wanted == "auto" and not self.cpu)
@@ -167,11 +171,11 @@ class Machine:
 
     def answer(self, label: str, requests: Range, prompt: Range, reply: Range, most: int) -> Stage:
         """A stage in which a role answers; ``most``: tokens of the longest prompt and reply."""
-        prefill = self.shape.prefill_bytes(self.item) * (512 if self.cpu else PREFILL_TOKENS)
+        prefill = self.shape.prefill_bytes(self.item) * PREFILL_TOKENS[self.kind]
         free = max(0.0, self.limit - self.resting - prefill)
         token = self.shape.cache_bytes(self.item)
         asked = max(1, math.ceil(requests.high))
-        slots = min(asked, self.recipe.engine.batch or SLOTS["cpu" if self.cpu else "cuda"])
+        slots = min(asked, self.recipe.engine.batch or SLOTS[self.kind])
         rows, usual = (
             int(min(slots, free // (token * n))) for n in (most, prompt.plus(reply).high)
         )
@@ -381,15 +385,11 @@ def too_large(stages: list[Stage], machine: Machine) -> str | None:
 
 def in_time(seconds: Range) -> str:
     """A range of seconds in the unit that suits it."""
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds.high < 120 * size or unit == "h":
-            low, high = seconds.low / size, seconds.high / size
-            return (
-                f"{low:.0f} to {high:.0f} {unit}"
-                if high >= 10
-                else f"{low:.1f} to {high:.1f} {unit}"
-            )
-    raise AssertionError
+    units = ((1, "s"), (60, "min"), (3600, "h"))
+    size, unit = next((u for u in units if seconds.high < 120 * u[0]), units[-1])
+    low, high = seconds.times(1 / size)
+    digits = 0 if high >= 10 else 1
+    return f"{low:.{digits}f} to {high:.{digits}f} {unit}"
 
 
 def total(stages: list[Stage]) -> Range:

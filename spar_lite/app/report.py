@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spar_lite import __version__, constraints
+from spar_lite.app.console import INVISIBLE
 from spar_lite.app.loop_table import iteration_table, weak_parts
 from spar_lite.app.show import verdict
 from spar_lite.app.tables import cell, cost_table, difference_row, score_table
@@ -53,13 +54,6 @@ ROOM = 4_400_000
 SHARES = {"answers": 0.4, "trees": 0.35, "pairs": 0.1, "judged": 0.15}
 LOOK_EVERY, RELOAD_EVERY = 3, 15
 """Seconds between two looks at the files, and after which a watching page loads itself anew."""
-
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Control characters, marks of direction, of no width, halves of pairs: named, so that none works
-on the page unseen. Joiners of letters and emoji are left to do their work."""
 
 
 @click.command()

@@ -16,7 +16,7 @@ from spar_lite.engines.served import RoleServer
 from spar_lite.errors import ModelError, StoreError, did_you_mean
 from spar_lite.recipe import Recipe, load_recipe, parse_recipe
 from spar_lite.records import Role, stable_seed
-from spar_lite.run import Screen, checkpoints, last_checkpoint
+from spar_lite.run import Screen, checkpoints, last_checkpoint, saved_recipe
 
 if TYPE_CHECKING:
     from spar_lite.model import Policy, RolloutEngine
@@ -61,7 +61,7 @@ def find_target(what: str, checkpoint: str | None = None, overrides: Sequence[st
     path = Path(what).expanduser()
     if (path / "recipe.yaml").is_file():
         known = checkpoints(path)
-        recipe = load_recipe(path / "recipe.yaml", overrides)
+        recipe = saved_recipe(path, overrides)
         name = checkpoint or last_checkpoint(recipe, path, list(known))
         if name not in known:
             hint = did_you_mean(name, known)
@@ -87,7 +87,7 @@ def _adapter_target(path: Path, overrides: Sequence[str]) -> Target:
     role: Role = "refiner" if path.name == "refiner" else "actor"
     run = path.resolve().parent.parent
     if (run / "recipe.yaml").is_file():
-        recipe = load_recipe(run / "recipe.yaml", overrides)
+        recipe = saved_recipe(run, overrides)
     else:
         from spar_lite.model.adapters import read_adapter
 

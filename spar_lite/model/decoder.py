@@ -29,9 +29,6 @@ from spar_lite.model.cache import BLOCK, SlotCache, bytes_per_position
 from spar_lite.model.draw import draw
 from spar_lite.model.prefixes import Prefixes
 
-PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Prompt tokens in one forward pass: enough to fill the device, and few enough to fit."""
-
 SHARE_AT_LEAST = 8
 """Waiting a step for a neighbour's prefix pays only from about this many tokens on."""
 

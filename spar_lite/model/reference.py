@@ -12,8 +12,8 @@ from transformers import LogitsProcessorList
 
 from spar_lite.engines.base import Sampling
 from spar_lite.errors import SparError
+from spar_lite.footprint import PREFILL_TOKENS
 from spar_lite.model.decoder import (
-    PREFILL_TOKENS,
     BatchDecoder,
     TokenSequence,
     attention_windows,

@@ -16,17 +16,15 @@ from typing import Any, TypeVar
 
 from spar_lite.engines.base import OPEN, Completion, Request
 from spar_lite.errors import EngineError, SparError
+from spar_lite.footprint import PREFILL_TOKENS, SLOTS
 from spar_lite.model.cache import generate_bytes
-from spar_lite.model.decoder import PREFILL_TOKENS, BatchDecoder, TokenSequence, Usage
+from spar_lite.model.decoder import BatchDecoder, TokenSequence, Usage
 from spar_lite.model.machine import cache_budget, free_memory, give_back, is_out_of_memory
 from spar_lite.model.merged import Weights, copy_bytes
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.model.reference import cut, plain_generate, self_check
 from spar_lite.recipe import EngineSettings
 from spar_lite.records import Role, stable_seed
-
-SLOTS = {"cpu": 64, "cuda": 256}
-"""Sequences decoded at a time, at most. Speed rises with them (LOG.md); memory sets the end."""
 
 MERGED_SHARE = {"auto": 0.25, "merged": 0.75}
 """Share of the free memory that merged weights may take, by ``engine.weights``: the rest is for
