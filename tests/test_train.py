@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -277,6 +278,38 @@ def test_a_full_memory_in_the_middle_of_a_step_leaves_no_half_of_it(tiny_policy:
     assert torch.allclose(plain, again, atol=1e-5)
     assert (wide.tokens, wide.steps) == (narrow.tokens, narrow.steps)
     assert narrow.loss_first == pytest.approx(wide.loss_first, rel=1e-5)
+
+
+def test_memory_that_is_full_after_the_passes_is_one_line(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam makes its moments in the first step, after the widest pass."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    policy = tiny_policy()
+    before = policy.fingerprint("refiner")
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(TrainingError, match="out of memory on cpu while the refiner learnt"):
+        train_on_examples(policy, "refiner", EXAMPLES, SFT, seed=0)
+    assert policy.fingerprint("refiner") == before
+
+
+def test_in_fp16_a_step_that_overflows_is_left_out_and_a_lost_loss_is_not(
+    tiny_policy: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There gradients are scaled up, at first too far: the scaler skips such a step."""
+    policy = tiny_policy()
+    record = train._Record(policy, lambda *_: None, 1e-3)
+    state = SimpleNamespace(global_step=1, max_steps=2)
+    log = {"loss": 1.0, "grad_norm": math.inf, "num_tokens": 3}
+    with pytest.raises(TrainingError, match="grad_norm is inf"):
+        record.on_log(None, state, None, log)
+    monkeypatch.setattr(type(policy.inner), "dtype", torch.float16)
+    record.on_log(None, state, None, log)
+    with pytest.raises(TrainingError, match="loss is nan"):
+        record.on_log(None, state, None, {**log, "loss": math.nan})
 
 
 def test_one_example_that_is_too_much_is_one_line(tiny_policy: Factory) -> None:

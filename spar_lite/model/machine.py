@@ -18,6 +18,12 @@ from spar_lite.errors import ModelError
 CACHE_SHARE = {"cuda": 0.75, "cpu": 0.5}
 """Share of the free memory that keys and values may take; the rest is for activations."""
 
+NO_MEMORY = (
+    "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""What errors of no class of their own say where there was no memory."""
+
 NEAR = 0.9
 """Speeds from this share of the best on count as a tie."""
 
@@ -100,7 +106,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the CPU's allocator, could not give the memory asked for."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -26,7 +26,7 @@ from trl import DPOConfig, SFTConfig
 
 from spar_lite.errors import TrainingError
 from spar_lite.model.loading import not_finite
-from spar_lite.model.machine import freeze_libraries
+from spar_lite.model.machine import freeze_libraries, is_out_of_memory
 from spar_lite.model.policy import ADAPTERS, Policy
 from spar_lite.recipe import Dpo, Training
 from spar_lite.records import PreferencePair, Role, TrainingExample
@@ -257,7 +257,15 @@ def _run(
         if settings.gradient_checkpointing:  # as an argument TRL and transformers each add a hook
             policy.inner.activation_checkpointing_enable()
         started = time.perf_counter()
-        trainer.train()
+        try:
+            trainer.train()
+        except (RuntimeError, MemoryError) as error:  # outside the passes: the optimizer's moments
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory on {policy.device} while the {role} learnt. Lower pass_tokens of "
+                "this training, or free memory on the device (spar-lite plan RECIPE)."
+            ) from None
         seconds = time.perf_counter() - started
     logs = record.logs
     late = logs[-max(1, len(logs) // 10) :]
@@ -292,6 +300,8 @@ class _Record(TrainerCallback):  # type: ignore[misc]
             return
         self.logs.append(dict(logs))
         for name, value in logs.items():
+            if name == "grad_norm" and self.policy.inner.dtype == torch.float16:
+                continue  # in fp16 gradients are scaled: a step that overflows is left out
             if isinstance(value, int | float) and not math.isfinite(value):
                 where = f"step {state.global_step} of {state.max_steps}, peak lr {self.lr:g}"
                 raise _diverged("adapter", f"{name} is {value} at {where}")

@@ -45,8 +45,7 @@ class Mixin:
     _total_train_tokens: int
     sides = 1
     """Rows of a batch that belong to one example."""
-    parts = 1
-    """Parts of the step at hand."""
+    current_gradient_accumulation_steps: int
 
     def __init__(self, pass_tokens: int, say: Callable[[str], None], **arguments: Any) -> None:
         self.pass_tokens, self.say = pass_tokens, say
@@ -85,7 +84,9 @@ class Mixin:
             shown, tokens = {n: len(v) for n, v in metrics.items()}, self._total_train_tokens
             try:
                 parts = self.split(inputs)
-                self.parts, loss = len(parts), torch.zeros((), device=self.args.device)
+                # By it TRL's means over a step's parts are made: of a router's loss, for one.
+                self.current_gradient_accumulation_steps = len(parts)
+                loss = torch.zeros((), device=self.args.device)
                 for part in parts:
                     loss += super().training_step(model, dict(part), num_items_in_batch)  # type: ignore[misc]
                 return loss
@@ -202,7 +203,7 @@ class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
         nll = mean_nll(chosen, mask)
         share = len(inputs["input_ids"]) / num_items_in_batch
         # TRL shows a mean over parts; this makes it one over pairs.
-        shown = nll.item() * share * self.parts
+        shown = nll.item() * share * self.current_gradient_accumulation_steps
         self._metrics["train"]["nll"].append(shown)
         return (loss + self.nll_weight * nll) * share
 
