@@ -448,7 +448,7 @@ class EngineSettings(Endpoint):
         if urllib.parse.urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError(
                 "start wants a url on this machine, such as http://127.0.0.1:8000/v1, found "
-                f"{self.url}"
+                f"{self.url.rpartition('@')[2]}"
             )
         return self
 
@@ -514,7 +514,7 @@ def _read(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = data.pop("base")
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: wanted the path of a recipe, found {base!r}.")
-    return _laid_over(data, _read(path.parent / base, (*over, path.resolve())))
+    return _laid_over(data, _read(path.parent / Path(base).expanduser(), (*over, path.resolve())))
 
 
 def _laid_over(data: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

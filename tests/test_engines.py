@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 from spar_lite.app.cli import main
 from spar_lite.engines.base import Request, Sampling
@@ -157,6 +159,29 @@ def test_one_that_only_says_that_it_loaded_is_found_out(
     engine.use("actor", adapter(tmp_path / "two" / "actor"))
     with pytest.raises(EngineError, match=r"answers as actor as it did with other weights"):
         said(engine, "actor")
+
+
+def test_an_adapter_that_learnt_nothing_answers_as_the_base(
+    state: State, settings: Recipe, tmp_path: Path
+) -> None:
+    """It cannot be told from the base by what it says, nor need it."""
+    folder = tmp_path / "iteration-1" / "actor"
+    folder.mkdir(parents=True)
+    tensors = {"x.lora_A.weight": np.ones((2, 2)), "x.lora_B.weight": np.zeros((2, 2))}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    engine = opened(settings, tmp_path, actor=folder)
+    assert said(engine, "actor") == said(engine, "base")
+    assert not state.adapters
+
+
+def test_no_message_shows_a_password_of_the_address() -> None:
+    for url in ("https://me:s3cret@host :8/v1", "ftp://me:s3cret@host/v1"):
+        with pytest.raises(EngineError, match="wants http") as error:
+            opened(recipe_for(url))
+        assert "s3cret" not in str(error.value)
+    with pytest.raises(RecipeError, match="start wants a url on this machine") as fault:
+        recipe_for("https://me:s3cret@far/v1", start="vllm serve")
+    assert "s3cret" not in str(fault.value)
 
 
 def test_the_path_is_the_servers(state: State, tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def read_key(settings: Endpoint, section: str) -> str | None:
         usable = False
     if not usable or any(char.isspace() for char in settings.url):
         raise EngineError(
-            f"{section}.url wants http:// or https:// and a host, found {settings.url}."
+            f"{section}.url wants http:// or https:// and a host, found "
+            f"{settings.url.rpartition('@')[2]}."
         )
     key = os.environ.get(settings.key_env, "").strip()  # secret files end with a line break
     if not (key.isascii() and key.isprintable()):

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
 from spar_lite.engines.base import OPEN, Completion, Request
 from spar_lite.engines.fingerprint import QUESTION, TOKENS, Fingerprint, Fingerprints
 from spar_lite.engines.process import ADAPTERS_MAY_CHANGE, ServerProcess
@@ -224,6 +227,8 @@ class RoleServer(RemoteEngine):
             return name  # as the server has it
         if list(self.models.values()).count(name) > 1:
             raise EngineError(f"engine.models wants three names, found {name} twice.")
+        if _changes_nothing(folder):
+            return base
         digest = _digest(folder)
         before = await self._fingerprint(name)
         # By its words alone an adapter is not known: two may say the same.
@@ -360,3 +365,12 @@ def _digest(folder: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError:
         raise EngineError(f"{folder} holds no adapter_model.safetensors.") from None
+
+
+def _changes_nothing(folder: Path) -> bool:
+    """Whether an adapter answers as the base does: LoRA's B is 0, as nothing was to be learnt."""
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, TypeError, SafetensorError):
+        return False  # what cannot be read here is the server's to judge
+    return not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)

@@ -166,8 +166,7 @@ class Transport:
     @property
     def shown(self) -> str:
         """The address without a password or query, which may be secrets too."""
-        parts = urllib.parse.urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return without_secrets(self.url)
 
     def safe(self, text: str) -> str:
         """What a server or the system said, without the key and without the whole address."""
@@ -180,6 +179,12 @@ class Transport:
             f"{self.shown} gave no chat completion ({type(error).__name__}). Is it "
             "OpenAI-compatible?"
         )
+
+
+def without_secrets(url: str) -> str:
+    """An address without a password or query."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
