@@ -138,7 +138,7 @@ def model_shape(model: Model) -> Shape:
             int(found["vocab_size"]),
             bool(found.get("tie_word_embeddings", True)),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ModelError(
             f"{config} cannot be planned: {type(error).__name__} {error}. Wanted the config of a "
             "Llama-like model."

@@ -1,5 +1,6 @@
 """The plan: bytes beside what a card took, steps beside a run's own, words that help."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -15,6 +16,7 @@ from spar_lite.app.cli import main
 from spar_lite.app.plan import (
     CARDS,
     announce,
+    card_named,
     in_time,
     plan_machine,
     planned,
@@ -156,6 +158,10 @@ def test_a_shape_comes_from_the_models_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4}))
     with pytest.raises(ModelError, match="cannot be planned: KeyError"):
         model_shape(parse_recipe({"model": {"id": str(tmp_path)}}).model)
+    for broken in ([1], {**config, "num_attention_heads": 0}):
+        (tmp_path / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(ModelError, match="cannot be planned"):
+            model_shape(parse_recipe({"model": {"id": str(tmp_path)}}).model)
     with pytest.raises(ModelError, match=r"hf download some/model config\.json"):
         model_shape(parse_recipe({"model": {"id": "some/model"}}).model)
 
@@ -196,6 +202,13 @@ def test_figures_of_the_bench_make_the_range_narrow(tmp_path: Path) -> None:
         plan_machine(settings, "cpu", path)
 
 
+class Everything(set[str]):
+    """Holds every label."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 def test_a_run_says_its_plan_and_status_compares(tmp_path: Path) -> None:
     class Heard(Screen):
         def __init__(self) -> None:
@@ -207,7 +220,7 @@ def test_a_run_says_its_plan_and_status_compares(tmp_path: Path) -> None:
     screen = Heard()
     overrides = ["model.device=cpu", "prompts.count=50000", "iterations=9"]
     settings = load_recipe(RECIPES / "quickstart.yaml", overrides)
-    announce(settings, tmp_path, screen)
+    announce(settings, tmp_path, screen, Everything())
     assert screen.said[0].startswith("planned on cpu: ")
     assert any("more than a day" in line for line in screen.said)
     kept = json.loads((tmp_path / "planned.json").read_text())
@@ -218,8 +231,45 @@ def test_a_run_says_its_plan_and_status_compares(tmp_path: Path) -> None:
     unknown = settings.model_copy(
         update={"model": settings.model.model_copy(update={"id": "some/model"})}
     )
-    announce(unknown, tmp_path / "none", screen)
+    announce(unknown, tmp_path / "none", screen, Everything())
     assert not (tmp_path / "none").exists()
+    settings = load_recipe(RECIPES / "quickstart.yaml", ["model.device=cpu"])
+    announce(settings, tmp_path, screen, ["iteration-1/heldout_answers"])
+    stage = {s.label: s for s in planned(settings, plan_machine(settings, "cpu"))}
+    left = in_time(stage["iteration-1/heldout_answers"].seconds)
+    assert screen.said[-1].startswith(f"planned on cpu: {left}, "), "what is left alone"
+    assert "iteration-1/trees" in json.loads((tmp_path / "planned.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "card"),
+    [
+        ("NVIDIA GeForce RTX 4090", 24e9, "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16e9, "rtx4090"),
+        ("NVIDIA L4", 23e9, "l4"),
+        ("NVIDIA L40S", 46e9, "24gb"),
+        ("Tesla T4", 15e9, "t4"),
+        ("Quadro T400", 4e9, "8gb"),
+        ("NVIDIA H200", 141e9, "24gb"),
+    ],
+)
+def test_a_card_is_known_by_its_whole_name(device: str, size: float, card: str) -> None:
+    assert card_named(device, size) == card
+
+
+def test_the_memory_that_is_there_counts_whatever_the_name_stands_for() -> None:
+    laptop = dataclasses.replace(plan_machine(recipe(), "rtx4090"), memory=8e9)
+    assert laptop.limit == 0.9 * 8e9
+    assert too_large(list(planned(recipe(), laptop)), laptop) is not None
+
+
+def test_a_warm_up_from_a_file_is_scored_and_its_training_is_named(tmp_path: Path) -> None:
+    settings = recipe(bootstrap={"source": str(tmp_path), "pairs": "pairs.json"})
+    labels = [s.label for s in planned(settings, plan_machine(settings, "24gb"))]
+    assert "bootstrap/heldout_answers" in labels
+    asked = ["plan", str(RECIPES / "llama3_8b_24gb.yaml"), "--card", "24gb"]
+    done = CliRunner().invoke(main, [*asked, "-o", f"bootstrap.source={tmp_path}"])
+    assert "not planned: training on the rows of bootstrap.source" in done.output
 
 
 def test_times_have_the_unit_that_suits_them() -> None:
@@ -234,6 +284,10 @@ def test_a_recipe_may_lie_over_another(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: base.yaml\nmodel: {id: b}\ndpo: {beta: 0.5}\n")
     found = load_recipe(tmp_path / "mine.yaml", ["seed=5"])
     assert (found.model.id, found.model.lora.r, found.seed, found.dpo.beta) == ("b", 4, 5, 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        (tmp_path / "far.yaml").write_text("base: ~/base.yaml\nseed: 9\n")
+        assert load_recipe(tmp_path / "far.yaml").seed == 9
     (tmp_path / "base.yaml").write_text("base: mine.yaml\nmodel: {id: a}\n")
     with pytest.raises(RecipeError, match='"base" leads back to it'):
         load_recipe(tmp_path / "mine.yaml")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from spar_lite.footprint import (
     model_shape,
 )
 from spar_lite.recipe import Recipe, Training, load_recipe
-from spar_lite.run import Screen
+from spar_lite.run import Screen, start_folder
 from spar_lite.store import json_text, write_text
 
 
@@ -132,6 +133,8 @@ class Machine:
     shape: Shape
     measured: tuple[float, float] | None = None
     """Tokens a second of the bench command here: generated, trained."""
+    memory: float | None = None
+    """Bytes of the card that is there, whatever its name stands for elsewhere."""
 
     @property
     def cpu(self) -> bool:
@@ -153,7 +156,9 @@ class Machine:
     @property
     def total(self) -> float:
         """Bytes of the device."""
-        return psutil.virtual_memory().total if self.cpu else CARDS[self.name].memory * GB
+        if self.cpu:
+            return float(psutil.virtual_memory().total)
+        return self.memory or CARDS[self.name].memory * GB
 
     @property
     def limit(self) -> float:
@@ -236,7 +241,10 @@ class Machine:
 
 
 def planned(recipe: Recipe, machine: Machine) -> Iterator[Stage]:
-    """Every step that costs more than a moment, under the run's own label, in order."""
+    """Every step that costs more than a moment, under the run's own label, in order.
+
+    But not what is taught from files: how many rows they hold is not known here.
+    """
     warm, prompt = recipe.bootstrap, _instruction(recipe)
     lines = {
         "judge": _reply("judgement", recipe.judge.max_new_tokens),
@@ -257,6 +265,7 @@ def planned(recipe: Recipe, machine: Machine) -> Iterator[Stage]:
         if warm.actor:
             good = Range(0.2 * asked, 0.5 * asked)
             yield machine.train("bootstrap/actor", good, prompt.plus(answer), warm, 1)
+    if start_folder(recipe) == "bootstrap":
         yield from _score(recipe, machine, "bootstrap")
     for number in range(1, recipe.iterations + 1):
         yield from _iteration(recipe, machine, f"iteration-{number}", prompt, lines)
@@ -397,43 +406,53 @@ def total(stages: list[Stage]) -> Range:
     return Range(sum(s.seconds.low for s in stages), sum(s.seconds.high for s in stages))
 
 
-def local_card() -> str:
-    """The name of this machine's card, or of one with as much memory; cpu without any."""
+def local_machine(recipe: Recipe) -> Machine:
+    """This machine: its card by name, or one with as much memory; its processor without any.
+
+    Raises:
+        ModelError: the model's shape is not known.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu"
-    name = torch.cuda.get_device_name().lower().replace(" ", "")
-    known = [card for card in CARDS if card in name]
-    size = torch.cuda.mem_get_info()[1] / GB
-    others = [card for card in ("24gb", "16gb", "8gb") if CARDS[card].memory <= size + 1]
-    return (known or others or ["8gb"])[0]
+    if recipe.model.device == "cpu" or not torch.cuda.is_available():
+        return plan_machine(recipe, "cpu")
+    size = float(torch.cuda.mem_get_info()[1])
+    card = card_named(torch.cuda.get_device_name(), size)
+    return replace(plan_machine(recipe, card), memory=size)
 
 
-def announce(recipe: Recipe, folder: Path, screen: Screen) -> None:
-    """Say what is left of a run will take, and keep each step's seconds for ``status``.
+def card_named(device: str, size: float) -> str:
+    """The card that a device's name says; else the largest of ours within its bytes."""
+    name = device.lower().replace(" ", "")
+    named = [card for card in CARDS if re.search(rf"{card}(?!\d)", name)]
+    others = [card for card in ("24gb", "16gb", "8gb") if CARDS[card].memory * GB <= size + GB]
+    return (named or others or ["8gb"])[0]
+
+
+def announce(recipe: Recipe, folder: Path, screen: Screen, left: Collection[str]) -> None:
+    """Say what the steps that are ``left`` will take, and keep all steps' seconds for ``status``.
 
     Nothing is said of a model whose shape is not known, or of another machine's engine.
     """
     if recipe.engine.kind != "local":
         return
-    card = recipe.model.device if recipe.model.device == "cpu" else local_card()
     try:
-        machine = plan_machine(recipe, card)
+        machine = local_machine(recipe)
     except ModelError:
         return
-    stages = list(planned(recipe, machine))
+    every = list(planned(recipe, machine))
+    stages = [stage for stage in every if stage.label in left]
     fault, seconds = too_large(stages, machine), total(stages)
     peak = max((s.memory for s in stages), default=0.0)
     screen.say(
-        f"planned on {card}: {in_time(seconds)}, {peak / GB:.1f} of {machine.limit / GB:.1f} GB "
-        "(spar-lite plan RECIPE shows the steps)"
+        f"planned on {machine.name}: {in_time(seconds)}, {peak / GB:.1f} of "
+        f"{machine.limit / GB:.1f} GB (spar-lite plan RECIPE shows the steps)"
     )
     if fault:
         screen.say(f"this will hardly fit: {fault}")
     if seconds.low > DAY:
         screen.say("this takes more than a day: lower prompts.count, sample.k or search.depth")
-    write_text(folder / PLANNED, json_text({s.label: list(s.seconds) for s in stages}))
+    write_text(folder / PLANNED, json_text({s.label: list(s.seconds) for s in every}))
 
 
 def plan_table(stages: list[Stage], machine: Machine) -> Table:
@@ -500,6 +519,8 @@ def plan_command(
         lines.append(f"cost: {price * hours.low:.2f} to {price * hours.high:.2f}")
     if not machine.cpu and not CARDS[machine.name].bf16:
         lines.append("no bf16 units on this card: it computes in fp16")
+    if settings.bootstrap.source not in ("constraints", "none") or settings.bootstrap.pairs:
+        lines.append("not planned: training on the rows of bootstrap.source and bootstrap.pairs")
     fault = too_large(stages, machine)
     lines.append(fault or f"fits: at most {machine.limit / GB:.1f} GB may be taken")
     for line in lines:

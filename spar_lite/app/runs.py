@@ -36,9 +36,9 @@ def run_command(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -
     console = make_console()
     screen = make_screen(console)
     run = Run(settings, folder, screen)
-    if run.unfinished(spar):
+    if left := run.unfinished(spar):
         with contextlib.closing(screen), locked(folder):
-            announce(settings, folder, screen)
+            announce(settings, folder, screen, left)
             execute(run)
     else:
         console.print(f"{folder}: all stages are finished; nothing to do.", highlight=False)
