@@ -136,7 +136,8 @@ def _started(at: StepFolder) -> Adapters:
             lambda: dealt_prompts(Path(warm.start_from)),
             keys=["bootstrap.start_from"],
         )
-    keys = ["model.lora", "bootstrap.start_from"]
+    # Pairs decide which folder the actor is copied to, and so what is trained on from there.
+    keys = ["model.lora", "bootstrap.start_from", "bootstrap.pairs"]
     at.report("start", lambda: _start_from(at), keys=keys, unit="copy")
     places = (at.folder / _first(at.run.recipe, role) for role in ROLES)
     return Adapters(*(place if place.exists() else None for place in places))
@@ -224,6 +225,8 @@ def _released(at: StepFolder) -> Records[TrainingExample]:
         left_out.update(found)
         paper = " bootstrap.templates: paper takes rows as they are."
         _say_left_out(run, "bootstrap.source", left_out, paper if warm.templates == "loop" else "")
+        # A file may hold all judgements first: of its beginning alone no refinement is learnt.
+        random.Random(stable_seed(run.recipe.seed, "released")).shuffle(rows)
         return _limited(rows, warm.examples)
 
     return at.once(

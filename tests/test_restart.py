@@ -6,6 +6,7 @@ Whole loops over a scripted engine and a tiny model, as in the loop's own tests.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from spar_lite.recipe import Recipe
 from spar_lite.records import PreferencePair, Prompt, TrainingExample
 from spar_lite.run import adapters_after, checkpoints
 from spar_lite.store import StageFile
-from spar_lite.templates import judge_messages
+from spar_lite.templates import judge_messages, refine_messages
+from spar_lite.warmup import warmup_rows
 from tests.loops import adapters_of, recipe, records_of, start
 from tests.scripted import Silence
 
@@ -289,3 +291,53 @@ def test_prompts_that_are_not_there_are_said_before_the_first_step(
     with pytest.raises(RecipeError, match=says):
         loop.execute(run)
     assert not folder.exists()
+
+
+def test_pairs_added_after_a_start_are_refused_and_nothing_is_lost(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The copied actor lies where theirs would: it would be trained over, from a fresh one."""
+    data, first, second = released(tmp_path / "data"), tmp_path / "first", tmp_path / "second"
+    settings = recipe(tiny_folder, iterations=0, evaluate={"prompts": 0})
+    loop.execute(start(first, settings))
+    boot: dict[str, Any] = {"start_from": str(first)}
+    settings = recipe(tiny_folder, iterations=0, bootstrap=boot, evaluate={"prompts": 0})
+    loop.execute(start(second, settings))
+    before = adapters_of(second)
+    settings = recipe(
+        tiny_folder, iterations=0, bootstrap=boot | {"pairs": str(data)}, evaluate={"prompts": 0}
+    )
+    with pytest.raises(StoreError, match=r"bootstrap/start was made with bootstrap\.pairs"):
+        loop.execute(start(second, settings))
+    assert adapters_of(second) == before
+
+
+def test_a_prompt_that_stands_twice_is_dealt_once_and_counted(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(asks("tea", "tea", "dogs", "tea"))
+    settings = plain(tiny_folder, source, prompts={"source": str(source), "count": 2}, iterations=2)
+    with pytest.raises(RecipeError, match=r"wants 4 prompts.* has 2 left.*2 twice in the source"):
+        loop.execute(start(tmp_path / "run", settings))
+
+
+def test_a_cap_on_rows_keeps_some_of_each_kind(tiny_folder: Path, tmp_path: Path) -> None:
+    """Judge rows come first in the file, and a cap on its beginning would teach nothing else."""
+    critique, file = "It is short.\nFinal Judgement: No", tmp_path / "rows.json"
+    chats = {
+        critique: judge_messages("Describe tea.", "Tea."),
+        "Longer.\n[[start]] Tea is warm. [[end]]": refine_messages(
+            "Describe tea.", "Tea.", critique
+        ),
+    }
+    rows = [
+        {"messages": [*map(asdict, chat), {"role": "assistant", "content": reply}]}
+        for reply, chat in chats.items()
+        for _ in range(12)
+    ]
+    file.write_text(json.dumps(rows))
+    boot = {"source": str(file), "examples": 10}
+    settings = recipe(tiny_folder, iterations=0, bootstrap=boot, evaluate={"prompts": 0})
+    kinds = {row.kind for row in warmup_rows(start(tmp_path / "run", settings))}
+    assert kinds == {"judgement", "refinement"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spar_lite.data.files import listed
 from spar_lite.data.prompts import iteration_prompts
 from spar_lite.data.sources import read_source
 from spar_lite.errors import RecipeError
@@ -203,6 +204,17 @@ def test_beside_another_column_it_is_asked_for(tmp_path: Path) -> None:
         texts(file, column="question", input_column="contxt")
     with pytest.raises(RecipeError, match='stands "context"'):
         texts(lines(tmp_path / "own.jsonl", {"text": "How long is it?", "context": "312 m"}))
+
+
+def test_a_list_longer_than_a_name_may_be_is_a_list() -> None:
+    names = [f"{'long' * 20}-{n}.jsonl" for n in range(5)]
+    assert listed(", ".join(names)) == names
+
+
+def test_a_text_that_is_no_text_is_counted(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": {"value": "hidden"}}]
+    file = lines(tmp_path / "rows.jsonl", {"text": parts}, {"text": "tea"})
+    assert texts(file) == ["tea"]
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,16 @@ def listed(source: str | Sequence[str]) -> list[str]:
     """The names of one source or several: a list, or names with commas between them."""
     if not isinstance(source, str):
         return list(source)
-    if "," not in source or Path(source).expanduser().exists():
+    if "," not in source or _there(source):
         return [source]
     return [name.strip() for name in source.split(",") if name.strip()]
+
+
+def _there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except OSError:  # longer than any name
+        return False
 
 
 def local_files(source: str | Sequence[str]) -> list[Path]:

@@ -25,6 +25,7 @@ USED = "used_prompts"
 
 TOO_CLOSE = "too close to the benchmark"
 DEALT = "dealt before"
+TWICE = "twice in the source"
 _NUMBERED = re.compile(r"(?:prompt|train)-\d+")
 """Ids that say a place, and not which prompt it is."""
 
@@ -72,17 +73,19 @@ def iteration_prompts(
     """
     bench = read_benchmark(Path(settings.decontaminate)) if settings.decontaminate else None
     old = list(dealt)
-    texts = {p.text.strip() for p in old}
+    texts = {p.text.strip(): DEALT for p in old}
     ids = {p.id for p in old if not _NUMBERED.fullmatch(p.id)}
     found: list[Prompt] = []
     passed: Counter[str] = Counter()
     for prompt in _series(settings, seed, len(old) + settings.count, passed):
-        if prompt.text.strip() in texts or prompt.id in ids:
-            passed[DEALT] += 1
+        text = prompt.text.strip()
+        if text in texts or prompt.id in ids:
+            passed[texts.get(text, DEALT)] += 1
         elif bench is not None and bench.holds(prompt.text):
             passed[TOO_CLOSE] += 1
         else:
             found.append(prompt)
+            texts[text] = TWICE
         if len(found) == settings.count:
             return found, passed
     name = ", ".join(listed(settings.source))

@@ -148,7 +148,10 @@ def _parts(parts: list[dict[str, Any]]) -> str:
     """The text of typed parts; an instruction without its picture is another one."""
     if any(part["type"] not in ("text", "input_text") for part in parts):
         raise _LeftOut("not of text alone")
-    return "\n".join(part.get("text") or "" for part in parts)
+    texts = [part.get("text") or "" for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise _LeftOut("not of text alone")
+    return "\n".join(texts)
 
 
 def _beside(row: dict[str, Any], where: str, settings: Prompts) -> str:
