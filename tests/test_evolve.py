@@ -267,7 +267,7 @@ def test_another_number_of_requests_at_a_time_changes_nothing(tmp_path: Path) ->
 
 
 def test_most_prompts_left_out_is_said_in_one_line(tmp_path: Path) -> None:
-    lines = [{"text": f"{word} tea."} for word in ("Add to", "Skip", "Skip", "Drink")]
+    lines = [{"text": f"{word} tea."} for word in ("Add to", "Skip", "Skip the", "Drink")]
     run, _ = loop(tmp_path, lines)
     assert played(run)["iteration-1/prompts"]["prompts"] == 1
     (line,) = said(run)
