@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spar_lite.ablations import Others, Played, other_answers, pairs_of
 from spar_lite.data.evolve import EVOLVE, check_prompts, loop_prompts
 from spar_lite.evaluation.audit import audit_summary, iteration_metrics
 from spar_lite.evaluation.scoring import ifeval_prompts, keep_better, score, score_ifeval
@@ -20,10 +21,9 @@ from spar_lite.judge import judge_answer
 from spar_lite.pairs import (
     choose_negatives,
     passed_answers,
-    preference_pairs,
     refiner_examples,
 )
-from spar_lite.recipe import Recipe
+from spar_lite.recipe import Recipe, Rft
 from spar_lite.records import (
     Judgement,
     PreferencePair,
@@ -37,7 +37,7 @@ from spar_lite.run import Adapters, Run, Screen, Summary, adapters_after, start_
 from spar_lite.sample import sample_answer
 from spar_lite.search import search_tree
 from spar_lite.steps import Records, StepFolder
-from spar_lite.warmup import fit, fit_pairs, kinds, warm_up
+from spar_lite.warmup import ALONE, fit, fit_pairs, kinds, warm_up
 
 
 def spar(run: Run) -> None:
@@ -78,18 +78,21 @@ def summaries(recipe: Recipe, folder: Path) -> dict[str, Summary]:
     return Run(recipe, folder, Screen()).summaries(spar)
 
 
-class Data(NamedTuple):
-    """What an iteration's self-play leaves to learn from."""
+class Found(NamedTuple):
+    """What an iteration's self-play finds out: answers, judgements, refinements."""
 
     prompts: Records[Prompt]
     responses: Records[Response]
     judgements: Records[Judgement]
     trees: Records[Tree]
-    pairs: Records[PreferencePair]
-    examples: Records[TrainingExample]
+    others: Others | None
+
+    def within(self, limit: int) -> Played:
+        """The part to learn from: that of the first prompts, up to ``iterate.tokens``."""
+        return Played(*self[:4]).within(limit, self.others)
 
 
-def self_play(run: Run, number: int) -> Data:
+def self_play(run: Run, number: int) -> Found:
     """Self-play: actor and refiner, as they are, make the data by which both become better."""
     recipe, engine, at = run.recipe, run.engine, StepFolder(run, f"iteration-{number}")
     start = adapters_after(recipe, run.folder, number - 1)
@@ -105,7 +108,7 @@ def self_play(run: Run, number: int) -> Data:
             for p in prompts
             for k in range(recipe.sample.k)
         },
-        keys=["bootstrap", *EVOLVE, "sample", *(["iterate"] if number > 1 else [])],
+        keys=["bootstrap", *EVOLVE, "sample", *(["iterate.keep"] if number > 1 else [])],
         inputs=[prompts],
         adapters=start,
         summary=partial(_answered, run),
@@ -130,6 +133,7 @@ def self_play(run: Run, number: int) -> Data:
         lambda: {
             p.id: partial(search_tree, engine, p, root, judgements.by_id[root.id], search, judge)
             for p, root in choose_negatives(prompts, responses, judgements.by_id, seed)
+            if search.strategy != "none"
         },
         keys=["judge", "search"],
         inputs=[prompts, responses, judgements],
@@ -137,60 +141,82 @@ def self_play(run: Run, number: int) -> Data:
         unit="trees",
         summary=_searched,
     )
-    found: list[Records[Any]] = [prompts, responses, judgements, trees]
+    return Found(prompts, responses, judgements, trees, other_answers(at, number, prompts))
+
+
+def train(run: Run, number: int, found: Found) -> None:
+    """Both adapters learn from what self-play found."""
+    recipe, at = run.recipe, StepFolder(run, f"iteration-{number}")
+    start = adapters_after(recipe, run.folder, number - 1)
+    seed, limit = stable_seed(recipe.seed, at.name), recipe.iterate.tokens
+    made: list[Records[Any]] = [*found[:4]]
     # 5. An accepted refinement is preferred to the answer at its root (2.3.3).
     pairs = at.once(
         "pairs",
         PreferencePair,
-        lambda: preference_pairs(prompts.by_id, responses.by_id, trees),
-        inputs=found,
+        lambda: pairs_of(recipe, seed, found.within(limit), found.others),
+        keys=["pairs", "iterate.tokens", "iterate.pairs"],
+        inputs=[*made, *(found.others or ())],
         summary=_paired,
     )
-    at.report("audit", lambda: _audit(at, found), inputs=[*found, pairs], unit="report")
+    at.report("audit", lambda: _audit(at, made), inputs=[*made, pairs], unit="report")
     # The refiner learns accepted refinements, and critiques on which the votes disagreed (2.3.4).
     examples = at.once(
         "refiner_examples",
         TrainingExample,
-        lambda: refiner_examples(
-            prompts.by_id, responses, judgements.by_id, trees, recipe.rft, seed
-        ),
-        keys=["rft"],
-        inputs=found,
+        lambda: _refiner_examples(found.within(limit), recipe.rft, seed),
+        keys=["rft", "iterate.tokens"],
+        inputs=made,
         summary=kinds,
     )
-    return Data(prompts, responses, judgements, trees, pairs, examples)
-
-
-def train(run: Run, number: int, data: Data) -> None:
-    """6. DPO for the actor (2.3.3). 7. Supervised fine-tuning for the refiner (2.3.4)."""
-    recipe, at = run.recipe, StepFolder(run, f"iteration-{number}")
-    start = adapters_after(recipe, run.folder, number - 1)
+    # 6. DPO for the actor (2.3.3).
+    shared = recipe.refiner == "shared"
     actor = at.train(
         "actor",
-        lambda: _train_actor(at, data),
-        keys=["dpo"],
-        inputs=[data.pairs, data.responses, data.judgements] if recipe.dpo.passed else [data.pairs],
+        lambda: _train_actor(at, found, pairs),
+        keys=["dpo", "actor"],
+        inputs=[pairs, found.responses, found.judgements] if recipe.dpo.passed else [pairs],
         adapters=start,
+        name=ALONE if shared else "",
     )
-    at.train(
+    # 7. Supervised fine-tuning for the refiner (2.3.4).
+    if recipe.refiner == "frozen":
+        at.copy("refiner", start.refiner)
+        return
+    refiner = at.train(
         "refiner",
-        lambda: fit(at, "refiner", [list(data.examples)], recipe.rft),
+        lambda: fit(at, "refiner", [list(examples)], recipe.rft),
         keys=["rft"],
-        inputs=[data.examples],
-        adapters=Adapters(actor, start.refiner),
+        inputs=[examples],
+        adapters=Adapters(actor, actor if shared else start.refiner),
     )
+    if shared:
+        at.copy("actor", refiner)
 
 
-def _train_actor(at: StepFolder, data: Data) -> Summary:
-    settings, pairs = at.run.recipe.dpo, list(data.pairs)
+def _refiner_examples(played: Played, settings: Rft, seed: int) -> list[TrainingExample]:
+    prompts, responses, judgements, trees = played
+    asked, judged = {p.id: p for p in prompts}, {j.id: j for j in judgements}
+    return refiner_examples(asked, responses, judged, trees, settings, seed)
+
+
+def _train_actor(at: StepFolder, found: Found, made: Records[PreferencePair]) -> Summary:
+    recipe, pairs = at.run.recipe, list(made)
     passed: list[TrainingExample] = []
-    if settings.passed:
-        seed = stable_seed(at.run.recipe.seed, at.name, "dpo")
-        passed = passed_answers(
-            data.prompts.by_id, data.responses, data.judgements.by_id, settings.passed, seed
-        )
-    for records in data:
+    if recipe.dpo.passed:
+        prompts, responses, judgements, _ = found.within(recipe.iterate.tokens)
+        seed = stable_seed(recipe.seed, at.name, "dpo")
+        asked, judged = {p.id: p for p in prompts}, {j.id: j for j in judgements}
+        passed = passed_answers(asked, responses, judged, recipe.dpo.passed, seed)
+    for records in (*found[:4], *(found.others or ()), made):
         records.release()
+    if recipe.actor.method == "rft":
+        chosen = [
+            TrainingExample(p.id, "chosen answer", p.prompt, p.chosen)
+            for p in pairs
+            if recipe.dpo.interfering or not p.interferes
+        ]
+        return fit(at, "actor", [chosen + passed], recipe.dpo)
     return fit_pairs(at, pairs, passed)
 
 

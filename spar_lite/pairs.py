@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from spar_lite.constraints import Answer
 from spar_lite.data.prompts import requirements
@@ -52,33 +53,45 @@ def choose_negatives(
     ]
 
 
-def preference_pairs(
-    prompts: Mapping[str, Prompt], responses: Mapping[str, Response], trees: Iterable[Tree]
-) -> list[PreferencePair]:
-    """One pair per accepted tree: chosen = the accepted refinement, rejected = the root's answer.
+class Sides(NamedTuple):
+    """Two answers to a prompt, of which one is better."""
 
-    A refinement equal to the answer it came from teaches nothing and makes no pair.
-    """
-    pairs = []
+    prompt: Prompt
+    chosen: str
+    rejected: Response
+
+
+def refined(
+    prompts: Mapping[str, Prompt], responses: Mapping[str, Response], trees: Iterable[Tree]
+) -> list[Sides]:
+    """Of each accepted tree: chosen = the accepted refinement, rejected = the root's answer."""
+    found = []
     for tree in trees:
-        if tree.accepted is None:
-            continue
-        prompt, rejected = prompts[tree.prompt_id], responses[tree.response_id]
-        chosen = tree.node(tree.accepted).text
-        assert chosen is not None and rejected.text == tree.node("").text
-        if chosen.strip() != rejected.text.strip():
-            pairs.append(
-                PreferencePair(
-                    tree.id,
-                    prompt.id,
-                    answer_messages(prompt.text),
-                    chosen,
-                    rejected.text,
-                    interference(prompt, rejected, chosen),
-                    cut_off=not rejected.finished,
-                )
-            )
-    return pairs
+        if tree.accepted is not None:
+            rejected, chosen = responses[tree.response_id], tree.node(tree.accepted).text
+            assert chosen is not None and rejected.text == tree.node("").text
+            found.append(Sides(prompts[tree.prompt_id], chosen, rejected))
+    return found
+
+
+def preference_pairs(sides: Iterable[Sides]) -> list[PreferencePair]:
+    """One pair a prompt; its id is the prompt's, as a tree's is.
+
+    Two answers that are equal teach nothing and make no pair.
+    """
+    return [
+        PreferencePair(
+            prompt.id,
+            prompt.id,
+            answer_messages(prompt.text),
+            chosen,
+            rejected.text,
+            interference(prompt, rejected, chosen),
+            cut_off=not rejected.finished,
+        )
+        for prompt, chosen, rejected in sides
+        if chosen.strip() != rejected.text.strip()
+    ]
 
 
 def passed_answers(

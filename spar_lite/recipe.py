@@ -46,6 +46,9 @@ FewestMost = Annotated[tuple[Count, Count], AfterValidator(_ordered)]
 Sources = str | tuple[str, ...]
 
 
+PairSource = Literal["refined", "sampled", "best-of-n", "first-refinement", "constraint-drop"]
+
+
 class Section(BaseModel):
     """Base of every part of a recipe: unknown keys and later changes are errors."""
 
@@ -285,7 +288,12 @@ class Judge(Decoding):
 class Search(Decoding):
     """Greedy tree refinement of failed answers."""
 
-    strategy: Literal["bfs", "dfs"] = Field("bfs", description="bfs tests a whole level at a time")
+    strategy: Literal["bfs", "dfs", "iterative", "best-of-n", "none"] = Field(
+        "bfs",
+        description="bfs tests a whole level at a time, dfs a node; with as many refinements as "
+        "their tree may have: iterative, one of another; best-of-n, all of the answer; none: no "
+        "search, for pairs of sampled answers",
+    )
     branch: Count = Field(3, description="refinements per node")
     keep: Count = Field(2, description="best nodes that are refined further; at most branch")
     depth: Count = Field(3, description="refinements in a row, at most")
@@ -297,6 +305,13 @@ class Search(Decoding):
     )
     max_new_tokens: Count = Field(3072, description="longest reply, in tokens")
 
+    @property
+    def most(self) -> int:
+        """Refinements that a tree has at most."""
+        if self.strategy == "none":
+            return 0
+        return min(self.budget, self.branch * (1 + self.keep * (self.depth - 1)))
+
     @model_validator(mode="after")
     def _keep(self) -> Search:
         if self.keep > self.branch:
@@ -306,6 +321,28 @@ class Search(Decoding):
         if self.gate == 1:
             raise ValueError("gate wants less than 1, found 1: no value is strictly above it")
         return self
+
+
+class Pairs(Section):
+    """Step 5: which two answers to a prompt make a preference pair."""
+
+    source: PairSource = Field(
+        "refined",
+        description="refined: an accepted refinement and its answer (the paper); first-refinement: "
+        "the first one made, if it passes; sampled: two sampled answers, one passed and one "
+        "failed; best-of-n: those of highest and lowest value; constraint-drop: one that passed, "
+        "and a failed answer to the prompt without one of its constraints",
+    )
+
+
+class Actor(Section):
+    """Step 6: how the actor learns from them."""
+
+    method: Literal["dpo", "rft"] = Field(
+        "dpo",
+        description="dpo; rft: supervised fine-tuning on the chosen answers, and on those that "
+        "dpo.passed allows, with dpo's rates and sizes",
+    )
 
 
 class Dpo(Training):
@@ -326,6 +363,11 @@ class Dpo(Training):
     )
     nll_weight: Annotated[float, Field(ge=0)] = Field(
         0.1, description="weight of the mean log-likelihood loss on the chosen answer"
+    )
+    rejected: Literal["current", "initial"] = Field(
+        "current",
+        description="whose answers are rejected: current, the actor's at the iteration's start; "
+        "initial, of the actor before iteration 1, to the same prompts, where they fail",
     )
     passed: Natural = Field(
         0,
@@ -352,6 +394,14 @@ class Iterate(Section):
         description="better: where an iteration lowers the share of held-out answers that count, "
         "or makes them worse otherwise (said twice, off topic, cut off ...) by more than noise, "
         "the next one starts from the adapters of before; always: from the new ones (the paper)",
+    )
+    tokens: Natural = Field(
+        0,
+        description="learn from the first prompts of each iteration alone whose answers, "
+        "judgements and trees took so many generated tokens; 0: from all",
+    )
+    pairs: Natural = Field(
+        0, description="learn from the first so many pairs of each iteration; 0: from all"
     )
 
 
@@ -466,13 +516,37 @@ class Recipe(Section):
     sample: Sample = Field(Sample(), description="step 1 of an iteration")
     judge: Judge = Field(Judge(), description="step 2")
     search: Search = Field(Search(), description="steps 3 and 4")
-    dpo: Dpo = Field(Dpo(), description="step 6")
+    pairs: Pairs = Field(Pairs(), description="step 5")
+    actor: Actor = Field(Actor(), description="step 6")
+    dpo: Dpo = Field(Dpo(), description="step 6, its settings")
+    refiner: Literal["trained", "frozen", "shared"] = Field(
+        "trained",
+        description="trained; frozen: as the warm-up leaves it; shared: one adapter is actor and "
+        "refiner, and learns as both in turn",
+    )
     rft: Rft = Field(Rft(), description="step 7")
     evaluate: Evaluate = Field(Evaluate(), description="the before/after score")
     engine: EngineSettings = Field(EngineSettings(), description="text generation")
 
     @model_validator(mode="after")
-    def _code_needs_constraints(self) -> Recipe:
+    def _go_together(self) -> Recipe:
+        source = self.pairs.source
+        if self.search.strategy == "none" and source in ("refined", "first-refinement"):
+            raise ValueError(
+                f"pairs.source: {source} wants a search, found search.strategy: none; without one "
+                "it may be sampled, best-of-n or constraint-drop"
+            )
+        if source in ("sampled", "best-of-n") and self.sample.k < 2:
+            raise ValueError(
+                f"pairs.source: {source} wants two answers a prompt or more, found sample.k: "
+                f"{self.sample.k}"
+            )
+        warm = self.bootstrap
+        if self.refiner == "shared" and (warm.start_from or warm.pairs):
+            raise ValueError(
+                "refiner: shared wants one adapter from the start on, found bootstrap."
+                f"{'start_from' if warm.start_from else 'pairs'}, which brings an actor of its own"
+            )
         if self.search.tries > 1 and self.search.temperature == 0 and self.search.branch > 1:
             raise ValueError(
                 "search.temperature wants more than 0 with branch > 1, found 0: "

@@ -326,7 +326,7 @@ def adapters_after(recipe: Recipe, folder: Path, iteration: int | None) -> Adapt
         actor, refiner = (place / role if (place / role).exists() else None for role in ROLES)
     else:
         taught = warm.source != "none"
-        actor = place / "actor" if taught and warm.actor else None
+        actor = place / "actor" if taught and (warm.actor or recipe.refiner == "shared") else None
         refiner = place / "refiner" if taught else None
     return Adapters(place / "actor" if warm.pairs else actor, refiner)
 

@@ -9,6 +9,9 @@ the judgement of the first node that held it. Votes without a majority are drawn
 times in all. What ``judge.early_stop`` left out is drawn where two answers must be put in order,
 so that the ranking is that of all votes. A program's verdict needs none of this.
 
+For comparison there are two searches of another shape, with as many refinements: a chain of one
+after another (``iterative``), and all of the answer at once (``best-of-n``).
+
 Greedy: the best ``keep`` children go deeper; equal values keep their order of creation. A child
 without a verdict (no round had a majority) is recorded but neither accepted nor refined, and
 never the best.
@@ -178,10 +181,9 @@ async def search_tree(
     """Search from one failed answer; every node, vote and reply is kept in the tree."""
     root = Node("", negative.text, None, (), judgement)
     answers = Judgements(engine, prompt, judge, {negative.text: judgement})
-    tree_search = TreeSearch(
-        engine, prompt, prompt.id, settings, answers, root, [root], watch=watch
-    )
-    walk = breadth_first if settings.strategy == "bfs" else depth_first
+    shape = _shape(settings)
+    tree_search = TreeSearch(engine, prompt, prompt.id, shape, answers, root, [root], watch=watch)
+    walk = depth_first if settings.strategy == "dfs" else breadth_first
     stop, accepted = await walk(tree_search)
     best = accepted or await tree_search.best()
     path = accepted.path if accepted else None
@@ -227,6 +229,19 @@ async def depth_first(
         if stop in ("accepted", "budget"):
             return stop, accepted
     return stop, None
+
+
+def _shape(settings: Search) -> Search:
+    """The settings of a search that a breadth- or depth-first walk then does.
+
+    A chain and a best-of-n get as many refinements as the tree of these settings has at most.
+    """
+    most = settings.most
+    shapes = {
+        "iterative": {"branch": 1, "keep": 1, "depth": most},
+        "best-of-n": {"branch": most, "depth": 1},
+    }
+    return settings.model_copy(update=shapes.get(settings.strategy, {}))
 
 
 def node_value(node: Node) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from spar_lite.errors import StoreError
 from spar_lite.recipe import Training, recipe_slice
 from spar_lite.records import Role
-from spar_lite.run import ROLES, Adapters, Run, Screen, Step, Summary
+from spar_lite.run import FRESH, ROLES, Adapters, Run, Screen, Step, Summary
 from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
 
 if TYPE_CHECKING:
@@ -190,6 +191,22 @@ class StepFolder:
         own = adapters.actor if role == "actor" else adapters.refiner
         self._step(name, (*MODEL, *keys), [*inputs, Adapters(own, None)], work)
         return self.folder / name
+
+    def copy(self, role: Role, source: Path | None) -> Path:
+        """Have a role's adapter here too, where nothing trains it; None: a fresh one."""
+
+        def work() -> Summary:
+            target = self.folder / role
+            shutil.rmtree(target, ignore_errors=True)  # ours, from a copy that was cut off
+            if source is not None:
+                shutil.copytree(source, target)
+            else:
+                self.run.use_adapters(FRESH)
+                self.run.policy.save(role, target)
+            return {"copied": 1}
+
+        self._step(role, ["refiner"], [Adapters(source, None)], work)
+        return self.folder / role
 
     def write_metrics(self, kind: str, found: Mapping[str, Any]) -> None:
         """Put one line of this kind into the folder's metrics.jsonl, in place of an older one."""

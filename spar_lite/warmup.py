@@ -69,6 +69,10 @@ BEFORE_PAIRS = "actor_before_pairs"
 """Name of the actor's training, and its folder, where released pairs come after it."""
 
 
+ALONE = "actor_alone"
+"""Name of the actor's training, and its folder, where the same adapter learns to refine next."""
+
+
 def warm_up(run: Run) -> None:
     """Warm both adapters up, as far as the recipe says; then the actor learns released pairs."""
     recipe, at = run.recipe, StepFolder(run, "bootstrap")
@@ -156,16 +160,29 @@ def _taught(at: StepFolder) -> Adapters:
     def lessons_for(role: Role) -> list[list[TrainingExample]]:
         return in_order(run, actor_rows(rows) if role == "actor" else refiner_rows(rows))
 
+    shared, before = run.recipe.refiner == "shared", FRESH
+    settings = warm.model_copy(update={"lr": warm.actor_lr or warm.lr})
+    if shared and warm.actor:
+        alone = at.train(
+            "actor",
+            lambda: fit(at, "actor", lessons_for("actor"), settings),
+            keys=["bootstrap"],
+            inputs=[rows],
+            adapters=FRESH,
+            name=ALONE,
+        )
+        before = Adapters(alone, alone)
     refiner = at.train(
         "refiner",
         lambda: fit(at, "refiner", lessons_for("refiner"), warm),
         keys=["bootstrap"],
         inputs=[rows],
-        adapters=FRESH,
+        adapters=before,
     )
     actor = None
-    if warm.actor:
-        settings = warm.model_copy(update={"lr": warm.actor_lr or warm.lr})
+    if shared:
+        actor = at.copy("actor", refiner)
+    elif warm.actor:
         actor = at.train(
             "actor",
             lambda: fit(at, "actor", lessons_for("actor"), settings),

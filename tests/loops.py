@@ -32,7 +32,7 @@ def recipe(model: Path, **changes: Any) -> Recipe:
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        data[section] = {**data[section], name: value} if name else value
+        data[section] = {**data.get(section, {}), name: value} if name else value
     return parse_recipe(data)
 
 

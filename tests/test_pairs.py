@@ -10,6 +10,7 @@ from spar_lite.pairs import (
     interference,
     passed_answers,
     preference_pairs,
+    refined,
     refiner_examples,
 )
 from spar_lite.recipe import Rft
@@ -104,13 +105,13 @@ SAMPLED = {f"{id}/0": response(f"{id}/0", "bad") for id in "abcd"}
 
 
 def test_pairs_are_the_accepted_node_against_the_root():
-    assert preference_pairs(BY_ID, SAMPLED, [DEEP, FLAT, NONE, SAME]) == [
+    assert preference_pairs(refined(BY_ID, SAMPLED, [DEEP, FLAT, NONE, SAME])) == [
         # two refinements deep, yet the rejected answer is the root's
         PreferencePair("a", "a", answer_messages("ask a"), "good", "bad", ("rewritten",)),
         PreferencePair("b", "b", answer_messages("ask b"), "fine", "bad", ("rewritten",)),
         # NONE was not accepted; SAME changed nothing
     ]
-    assert preference_pairs(BY_ID, SAMPLED, []) == []
+    assert preference_pairs(refined(BY_ID, SAMPLED, [])) == []
 
 
 START = {"kind": "starts_with", "phrase": "To begin"}

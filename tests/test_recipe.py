@@ -137,7 +137,7 @@ FAULTS = [
     ("prompts.kinds=[5]", "prompts.kinds.0: wanted a valid string, found 5."),
     (
         "search.strategy=bsf",
-        "search.strategy: wanted 'bfs' or 'dfs', found 'bsf'. Did you mean \"bfs\"?",
+        "search.strategy: wanted 'bfs', 'dfs', 'iterative', 'best-of-n' or 'none', found 'bsf'. Did you mean \"bfs\"?",
     ),
     (
         "judge.mode=LLM",

@@ -33,6 +33,7 @@ FLOORS = {
     "steps": 4,
     "data.evolve": 4,
     "warmup": 4,
+    "ablations": 5,
     "evaluation": 5,
     "loop": 6,
     "evaluation.compare": 7,

@@ -16,7 +16,7 @@ import pytest
 from spar_lite.constraints.kinds import AllLowercase, KeywordInclude, NoCommas
 from spar_lite.engines.base import Completion, Engine, Request, Sampling
 from spar_lite.judge import judge_answer
-from spar_lite.pairs import preference_pairs
+from spar_lite.pairs import preference_pairs, refined
 from spar_lite.recipe import Judge, Search
 from spar_lite.records import (
     Cost,
@@ -392,7 +392,9 @@ def test_search_is_the_sequential_algorithm(
         accepted = oracle.accepted.path if oracle.accepted else None
         assert (tree.stop, tree.accepted, tree.best) == (oracle.stop, accepted, oracle.best)
         rejected = negative(worlds[tree.id])
-        pairs = preference_pairs({tree.id: worlds[tree.id].prompt}, {rejected.id: rejected}, [tree])
+        pairs = preference_pairs(
+            refined({tree.id: worlds[tree.id].prompt}, {rejected.id: rejected}, [tree])
+        )
         assert [(pair.chosen, pair.rejected) for pair in pairs] == oracle.pair
         seen[tree.stop] += 1
         seen["level cut short"] += len(tree.nodes) - 1 == worlds[tree.id].budget

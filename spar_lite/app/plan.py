@@ -289,8 +289,7 @@ def _iteration(
         yield machine.answer(f"{name}/judgements", asked, judged, lines["judge"], longest)
     # 2. Trees: some are solved at their first level, some take all.
     trees = ASSUMED["failed"].times(recipe.prompts.count)
-    full = search.branch * (1 + search.keep * (search.depth - 1))
-    nodes = trees.times(ASSUMED["searched"]).times(min(full, search.budget))
+    nodes = trees.times(ASSUMED["searched"]).times(search.most)
     refined = judged.plus(lines["judge"]).plus(Range(TEMPLATE, TEMPLATE))
     reply = lines["refine"].plus(lines["judge"].times(each))
     longest = int(refined.high) + search.max_new_tokens
