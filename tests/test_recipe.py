@@ -137,7 +137,8 @@ FAULTS = [
     ("prompts.kinds=[5]", "prompts.kinds.0: wanted a valid string, found 5."),
     (
         "search.strategy=bsf",
-        "search.strategy: wanted 'bfs', 'dfs', 'iterative', 'best-of-n' or 'none', found 'bsf'. Did you mean \"bfs\"?",
+        "search.strategy: wanted 'bfs', 'dfs', 'iterative', 'best-of-n' or 'none', found 'bsf'. "
+        'Did you mean "bfs"?',
     ),
     (
         "judge.mode=LLM",
@@ -301,7 +302,7 @@ def load_shown(key: str, default: str) -> Recipe:
 
 def test_a_slice_is_flat_and_holds_only_what_was_asked_for():
     recipe = parse_recipe({"model": {"id": "tiny", "lora": {"r": 4}}, "seed": 7})
-    assert recipe_slice(recipe, ["seed", "iterate"]) == {"seed": 7, "iterate.keep": "better"}
+    assert recipe_slice(recipe, ["seed", "iterate.keep"]) == {"seed": 7, "iterate.keep": "better"}
     assert recipe_slice(recipe, ["model.lora"]) == {
         "model.lora.r": 4,
         "model.lora.alpha": 32,
