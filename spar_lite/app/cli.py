@@ -27,6 +27,7 @@ COMMANDS = {
     "refine": ("talk", "Answer an INSTRUCTION, judge the answer, and grow a tree of refinements."),
     "chat": ("talk", "Chat with a checkpoint's actor, its refiner or the base."),
     "report": ("report", "Write runs as one HTML page: answers, scores, trees."),
+    "export": ("export", "Write an adapter, a merged model, pairs or trees for others."),
     "compare": ("compare", "Compare runs or checkpoints: scores, costs, differences."),
     "curve": ("curve", "Score a refiner as its warm-up grows."),
     "eval": ("evaluate", "Score a checkpoint, an adapter or a base model."),
