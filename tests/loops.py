@@ -8,11 +8,20 @@ from typing import Any
 
 from spar_lite.constraints import TOPICS
 from spar_lite.engines.base import Request
+from spar_lite.evaluation.scoring import score
+from spar_lite.loop import self_play
 from spar_lite.recipe import Recipe, parse_recipe
 from spar_lite.records import Role, stable_seed
 from spar_lite.run import Run
 from spar_lite.templates import REFINE
 from tests.scripted import ScriptedEngine, Silence
+
+HOSTILE = (
+    "<script>alert(1)</script> </script><img src=x onerror=alert(2)> javascript:alert(3) {{DATA}} "
+    "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd zero\u200bwidth \x1b[31mred\x1b[0m "
+    "[bold]rich[/bold] line\u2028separator & <!-- comment"
+)
+"""What no screen, page or card may act on."""
 
 
 def recipe(model: Path, **changes: Any) -> Recipe:
@@ -60,6 +69,25 @@ def rule(role: Role, request: Request) -> str:
 
 def scripted(seed: int) -> Any:
     return lambda run: ScriptedEngine(rule, shuffle_seed=seed)
+
+
+def play(folder: Path, extra: str = "", **changes: Any) -> Path:
+    """A base's score, one iteration of self-play and a score after it, all without a model."""
+
+    def reply(role: Role, request: Request) -> str:
+        said = rule(role, request)
+        return said.replace(" [[end]]", f" {extra} [[end]]") if "[[" in said else f"{said} {extra}"
+
+    def loop(run: Run) -> None:
+        score(run, "base", None)
+        self_play(run, 1)
+        run.make_engine = lambda _: ScriptedEngine(lambda *_: f"No comma here. {extra}")
+        run._engine = None
+        score(run, "iteration-1", 1)
+
+    settings = recipe(folder / "no-model", bootstrap={"source": "none"}, iterations=1, **changes)
+    Run(settings, folder, Silence(), make_engine=lambda _: ScriptedEngine(reply)).work(loop)
+    return folder
 
 
 def start(folder: Path, settings: Recipe, seed: int = 1) -> Run:

@@ -23,7 +23,7 @@ COMMANDS = {
     "run": ("runs", "Run a recipe, or go on where it stopped."),
     "plan": ("plan", "Say what a recipe will take on a card, before it runs."),
     "status": ("runs", "Show how far a run is, its scores and its costs."),
-    "show": ("show", "Draw a run's search trees, or show its answers."),
+    "show": ("show", "Show a run's trees, its answers, or what has an ID."),
     "refine": ("talk", "Answer an INSTRUCTION, judge the answer, and grow a tree of refinements."),
     "chat": ("talk", "Chat with a checkpoint's actor, its refiner or the base."),
     "report": ("report", "Write runs as one HTML page: answers, scores, trees."),

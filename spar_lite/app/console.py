@@ -32,6 +32,9 @@ INVISIBLE = re.compile(
 """Control characters, marks of direction, of no width, halves of pairs: none may work on a screen
 unseen. Joiners of letters and emoji are left to do their work."""
 
+LONGEST = 3000
+"""Characters of a text that are shown."""
+
 LINE_EVERY = 20.0
 """Seconds between two plain progress lines of one stage."""
 
@@ -54,6 +57,13 @@ def harmless(text: str) -> str:
     Line breaks and tabs stay.
     """
     return INVISIBLE.sub("", text)
+
+
+def plain(text: str) -> str:
+    """A text as it is shown: what is invisible is named, what is too long is cut."""
+    left = len(text) - LONGEST
+    seen = INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", text[:LONGEST])
+    return seen + (f" … ({left:,} more characters)" if left > 0 else "")
 
 
 def print_alarms(console: Console, found: Mapping[str, Sequence[str]]) -> None:

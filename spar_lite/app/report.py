@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from spar_lite import __version__, constraints
-from spar_lite.app.console import INVISIBLE
+from spar_lite.app.console import LONGEST, plain
 from spar_lite.app.loop_table import iteration_table, weak_parts
-from spar_lite.app.show import verdict
+from spar_lite.app.show import called, verdict
 from spar_lite.app.tables import cell, cost_table, difference_row, score_table
 from spar_lite.data.prompts import requirements
 from spar_lite.errors import StoreError
@@ -47,8 +47,6 @@ Found = Mapping[str, Summary]
 
 MADE_BY = "<!-- made by spar-lite report -->"
 """What tells our files from a user's: only these are written over."""
-LONGEST = 3000
-"""Characters of a text that are shown."""
 ROOM = 4_400_000
 """Bytes for all records of a page; each of its runs has an equal part, in these shares:"""
 SHARES = {"answers": 0.4, "trees": 0.35, "pairs": 0.1, "judged": 0.15}
@@ -137,13 +135,6 @@ def embedded(data: Any) -> str:
     return re.sub(risky, lambda found: f"\\u{ord(found[0]):04x}", json_text(data))
 
 
-def plain(text: str) -> str:
-    """A text as it is shown: what is invisible is named, what is too long is cut."""
-    left = len(text) - LONGEST
-    seen = INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", text[:LONGEST])
-    return seen + (f" … ({left:,} more characters)" if left > 0 else "")
-
-
 class Page:
     """What a page holds so far: every text once, by number, and the bytes of all of it."""
 
@@ -196,11 +187,6 @@ def gather(folder: Path, page: Page, room: float) -> Row:
         **self_play(folder, found, page, room),
         **{name: plain_table(table) for name, table in tables.items() if table is not None},
     }
-
-
-def called(text: str) -> str:
-    """A checkpoint's name, or words that hold it, for people."""
-    return text.replace("bootstrap", "warm-up")
 
 
 def progress(recipe: Recipe, folder: Path) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.tree import Tree as Drawing
 
 from spar_lite.app.console import harmless, make_console, make_screen, print_plain
-from spar_lite.app.show import draw_tree
+from spar_lite.app.show import draw_tree, print_judgement
 from spar_lite.engines.base import Engine, Request, strip_thinking
 from spar_lite.evaluation.target import Target, find_target
 from spar_lite.judge import judge_answer
@@ -206,15 +206,8 @@ def judged(
     """Judge an answer and show the votes, the verdict of record and whose it is."""
     judge = judge_answer(engine, prompt, answer, f"{prompt.id}/0", recipe.judge, rounds=3)
     found = asyncio.run(judge)
-    words = {True: "Yes", False: "No", None: "cannot be read"}
-    for number, vote in enumerate(found.votes, 1):
-        critique = harmless(" ".join(vote.text.split()))
-        print_plain(console, f"vote {number}, {words[vote.verdict]}: {critique}")
-    if found.critique_by == "program":
-        print_plain(console, f"the program: {harmless(' '.join((found.critique or '').split()))}")
-    verdict = {True: "it does what was asked", False: "it does not", None: "no verdict"}
     by = "votes of the model itself" if recipe.judge.mode == "llm" else recipe.judge.mode
-    print_plain(console, f"verdict ({by}): {verdict[found.verdict]}", "bold")
+    print_judgement(console, found, f"verdict ({by})")
     return found
 
 
