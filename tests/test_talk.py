@@ -1,15 +1,20 @@
 """Talking to a checkpoint: what is answered, judged and drawn, and what a model cannot do."""
 
 import io
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from spar_lite.app.cli import main
 from spar_lite.app.console import harmless
 from spar_lite.app.talk import Chat, grow
 from spar_lite.engines.base import Completion, Request
-from spar_lite.recipe import Recipe, parse_recipe
+from spar_lite.recipe import Recipe, dump_recipe, parse_recipe
 from spar_lite.records import Prompt, Role
 from spar_lite.templates import REFINE
 from tests.scripted import ScriptedEngine
@@ -133,3 +138,26 @@ def test_ctrl_c_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "input", interrupted)
     Chat(console, ScriptedEngine(reply), recipe()).listen()
     assert len(asked) == 2
+
+
+def test_refine_writes_its_tree_as_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report's own page, with this tree alone; a user's file stays, which is said first."""
+    monkeypatch.setattr("spar_lite.app.talk._open", lambda *_: ScriptedEngine(reply))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
+    page, own = tmp_path / "tree.html", tmp_path / "own.html"
+    own.write_text("my thesis")
+    words = ["refine", str(tmp_path / "recipe.yaml"), "Say it.", "--html"]
+    refused = CliRunner().invoke(main, [*words, str(own)])
+    assert refused.exit_code == 2 and "--html FILE" in refused.output
+    assert own.read_text() == "my thesis" and "answer" not in refused.output
+    done = CliRunner().invoke(main, [*words, str(page)])
+    assert done.exit_code == 0 and str(page) in done.output
+    text = page.read_text()
+    blocks = [re.findall(rf'id="{id}">(.*?)</script>', text, re.S)[0] for id in ("texts", "data")]
+    texts, data = map(json.loads, blocks)
+    (run,) = data["runs"]
+    (tree,) = run["trees"]["rows"]
+    assert (tree["accepted"], tree["stop"]) == ("0.1", "accepted")
+    nodes = {node["path"]: texts[node["text"]["t"]] for node in tree["nodes"]}
+    assert nodes["0.1"] == "mended" and nodes["0"] == "still wrong" and "<b>html" in nodes[""]
+    assert "<b>html" not in text

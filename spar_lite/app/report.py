@@ -66,10 +66,9 @@ def report_command(runs: tuple[Path, ...], out: Path | None, shown: bool, watch:
     RUNS one is chosen on the page.
     """
     path = out or runs[0] / "report.html"
-    if path.exists() and not (path.is_file() and MADE_BY.encode() in path.read_bytes()[:200]):
-        raise StoreError(f"{path} was not made by this command, so it stays. Name another: -o FILE")
+    check_place(path, "-o FILE")
     before = _files(runs)
-    _write(path, runs, watch)
+    write_page(path, make_page(runs, watch))
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if shown and click.launch(str(path.resolve())):
         click.echo(f"No browser could be started. Open it by hand: {path.resolve().as_uri()}")
@@ -82,10 +81,10 @@ def report_command(runs: tuple[Path, ...], out: Path | None, shown: bool, watch:
             if (now := _files(runs)) != before:
                 before = now
                 try:
-                    _write(path, runs, watch)
+                    write_page(path, make_page(runs, watch))
                 except StoreError as fault:  # a step may be writing; the next look may be luckier
                     click.echo(str(fault), err=True)
-    _write(path, runs, watch=False)  # nothing changes any more: no need to load it anew
+    write_page(path, make_page(runs))  # nothing changes any more: no need to load it anew
 
 
 def _files(runs: Sequence[Path]) -> set[tuple[Path, int, int]]:
@@ -97,12 +96,22 @@ def _files(runs: Sequence[Path]) -> set[tuple[Path, int, int]]:
     return found
 
 
-def _write(path: Path, runs: Sequence[Path], watch: bool) -> None:
-    text = make_page(runs, watch)
+def check_place(path: Path, option: str) -> None:
+    """Refuse a page's place where something stands that is no page of ours.
+
+    Raises:
+        StoreError: then the option that names another one is said.
+    """
+    if path.exists() and not (path.is_file() and MADE_BY.encode() in path.read_bytes()[:200]):
+        raise StoreError(f"{path} was not made by spar-lite, so it stays. Name another: {option}")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page; a place that cannot be written is one line."""
     try:
         write_text(path, text)
     except OSError as error:
-        why = f"{path} cannot be written ({error.strerror}). Name another file: -o FILE"
+        why = f"{path} cannot be written ({error.strerror}). Name another file."
         raise StoreError(why) from None
 
 
@@ -115,18 +124,7 @@ def make_page(runs: Sequence[Path], watch: bool = False) -> str:
     """
     page = Page()
     rows = [gather(folder, page, ROOM / len(runs)) for folder in runs]
-    template = (resources.files("spar_lite.app") / "report.html").read_text(encoding="utf-8")
-    script = template.rpartition("<script>")[2].rpartition("</script>")[0]
-    made = f"{time.strftime('%Y-%m-%d %H:%M')} by spar-lite {__version__}"
-    parts = {
-        "MADE_BY": MADE_BY,
-        "DIGEST": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "RELOAD": f'<meta http-equiv="refresh" content="{RELOAD_EVERY}">' if watch else "",
-        "TEXTS": embedded(list(page.numbers)),
-        "DATA": embedded({"made": made, "longest": LONGEST, "runs": rows}),
-    }
-    # All at once: what stands in a text is not read again.
-    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda found: parts[found[1]], template)
+    return page.fill(rows, f'<meta http-equiv="refresh" content="{RELOAD_EVERY}">' if watch else "")
 
 
 def embedded(data: Any) -> str:
@@ -161,6 +159,21 @@ class Page:
             rows[number] = show(items[number])
             self.size += len(embedded(rows[number]))
         return {"of": len(items), "rows": [rows[number] for number in sorted(rows)]}
+
+    def fill(self, runs: Sequence[Row], reload: str = "") -> str:
+        """The template with these records and their texts in it."""
+        template = (resources.files("spar_lite.app") / "report.html").read_text(encoding="utf-8")
+        script = template.rpartition("<script>")[2].rpartition("</script>")[0]
+        made = f"{time.strftime('%Y-%m-%d %H:%M')} by spar-lite {__version__}"
+        parts = {
+            "MADE_BY": MADE_BY,
+            "DIGEST": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            "RELOAD": reload,
+            "TEXTS": embedded(list(self.numbers)),
+            "DATA": embedded({"made": made, "longest": LONGEST, "runs": runs}),
+        }
+        # All at once: what stands in a text is not read again.
+        return re.sub(r"\{\{([A-Z_]+)\}\}", lambda found: parts[found[1]], template)
 
 
 # --- A run ----------------------------------------------------------------------------------------
@@ -357,10 +370,7 @@ def self_play(folder: Path, found: Found, page: Page, room: float) -> Row:
 
     def tree(placed: tuple[str, Tree]) -> Row:
         place, found = placed
-        order = sorted(found.nodes, key=lambda n: [int(k) for k in n.path.split(".") if k])
-        nodes = [node(n, page) for n in order]
-        ends = {"accepted": found.accepted, "stop": found.stop, "depth": found.depth}
-        return {**known(place, found.id, found.prompt_id), **ends, "nodes": nodes}
+        return {**known(place, found.id, found.prompt_id), **drawn(found, page)}
 
     def pair(placed: tuple[str, PreferencePair]) -> Row:
         place, pair = placed
@@ -393,6 +403,20 @@ def self_play(folder: Path, found: Found, page: Page, room: float) -> Row:
         "pairs": page.draw(load("pairs", PreferencePair), pair, room * SHARES["pairs"]),
         "judged": page.draw(doubtful, judged, room * SHARES["judged"]),
     }
+
+
+def drawn(found: Tree, page: Page) -> Row:
+    """A tree's nodes, each before its children, and how it ended."""
+    order = sorted(found.nodes, key=lambda n: [int(k) for k in n.path.split(".") if k])
+    ends = {"accepted": found.accepted, "stop": found.stop, "depth": found.depth}
+    return {**ends, "nodes": [node(n, page) for n in order]}
+
+
+def make_tree_page(about: str, prompt: Prompt, tree: Tree) -> str:
+    """A page of one tree alone; ``about``: who grew it."""
+    page = Page()
+    row = {"in": "refine", "id": tree.id, **head(prompt, page), **drawn(tree, page)}
+    return page.fill([{"name": plain(about), "trees": {"of": 1, "rows": [row]}}])
 
 
 def node(found: Node, page: Page) -> Row:

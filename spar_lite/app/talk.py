@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.tree import Tree as Drawing
 
 from spar_lite.app.console import harmless, make_console, make_screen, print_plain
+from spar_lite.app.report import check_place, make_tree_page, write_page
 from spar_lite.app.show import draw_tree, print_judgement
 from spar_lite.engines.base import Engine, Request, strip_thinking
 from spar_lite.evaluation.target import Target, find_target
@@ -55,12 +57,14 @@ def on_target(command: Callable[..., None]) -> Callable[..., None]:
 @on_target
 @click.argument("instruction")
 @click.option("--answer", help="The answer to mend [default: the actor gives one].")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the tree as a page.")
 def refine_command(
     target: str,
     checkpoint: str | None,
     overrides: tuple[str, ...],
     instruction: str,
     answer: str | None,
+    html: Path | None,
 ) -> None:
     """Answer an INSTRUCTION, judge the answer, and grow a tree of refinements.
 
@@ -68,6 +72,8 @@ def refine_command(
     """
     if not instruction.strip():
         raise click.UsageError("wanted an instruction, found an empty one.")
+    if html:
+        check_place(html, "--html FILE")
     console = make_console()
     found = find_target(target, checkpoint, overrides)
     engine = _open(found, console)
@@ -75,7 +81,10 @@ def refine_command(
     if answer is None:
         sampled = asyncio.run(sample_answer(engine, prompt, "refine/0", found.recipe.sample))
         answer = sampled.text
-    grow(console, engine, found.recipe, prompt, answer)
+    tree = grow(console, engine, found.recipe, prompt, answer)
+    if html and tree:
+        write_page(html, make_tree_page(found.name, prompt, tree))
+        print_plain(console, f"{html}: open it in a browser")
 
 
 @click.command()
