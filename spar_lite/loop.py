@@ -37,6 +37,7 @@ from spar_lite.run import Adapters, Run, Screen, Summary, adapters_after, start_
 from spar_lite.sample import sample_answer
 from spar_lite.search import search_tree
 from spar_lite.steps import Records, StepFolder
+from spar_lite.tracking import check_tracker
 from spar_lite.warmup import ALONE, fit, fit_pairs, kinds, warm_up
 
 
@@ -62,12 +63,13 @@ def execute(run: Run) -> dict[str, Summary]:
     Raises:
         StoreError: the folder holds steps that were made with other recipe values.
         SparError: IFEval is asked for, and its verifiers or prompts are not there; or the prompts
-            of the iterations are not.
+            of the iterations are not, or the tracker of ``log.to``.
     """
     left = run.unfinished(spar)  # what is missing is said before the first step
     if any(label.endswith("/ifeval") for label in left):
         ifeval_prompts(run.recipe)
     if left:
+        check_tracker(run.recipe.log)
         check_prompts(run)
     run.work(spar)
     return summaries(run.recipe, run.folder)

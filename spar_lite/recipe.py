@@ -503,6 +503,16 @@ class EngineSettings(Endpoint):
         return self
 
 
+class Log(Section):
+    """Where figures are sent besides the run's own files."""
+
+    to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none",
+        description="tensorboard (into RUN/logs), wandb or trackio: training curves and what each "
+        "step notes at its end; each wants its own package",
+    )
+
+
 class Recipe(Section):
     """All settings of a run."""
 
@@ -527,6 +537,7 @@ class Recipe(Section):
     rft: Rft = Field(Rft(), description="step 7")
     evaluate: Evaluate = Field(Evaluate(), description="the before/after score")
     engine: EngineSettings = Field(EngineSettings(), description="text generation")
+    log: Log = Field(Log(), description="figures for others to draw")
 
     @model_validator(mode="after")
     def _go_together(self) -> Recipe:

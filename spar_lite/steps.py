@@ -25,6 +25,7 @@ from spar_lite.recipe import Training, recipe_slice
 from spar_lite.records import Role
 from spar_lite.run import FRESH, ROLES, Adapters, Run, Screen, Step, Summary
 from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
+from spar_lite.tracking import send
 
 if TYPE_CHECKING:
     from spar_lite.train import TrainingReport
@@ -255,6 +256,8 @@ class StepFolder:
         note.unlink(missing_ok=True)
         run.ledger(stage=label, event="done", **summary, **cost)
         run.screen.end(describe(summary))
+        if fault := send(run.recipe.log, run.folder, label, summary | cost):
+            run.screen.say(fault)
 
 
 def _check(

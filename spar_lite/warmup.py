@@ -61,6 +61,7 @@ from spar_lite.templates import (
     refine_messages,
     refine_reply,
 )
+from spar_lite.tracking import tracked
 
 TASKS = ("prompts.kinds", "prompts.per_prompt")
 """Recipe keys that decide the built-in prompts, beside the seed."""
@@ -281,7 +282,11 @@ def fit(
     )
     for number, rows in enumerate(filter(None, parts)):
         seed = stable_seed(run.recipe.seed, at.name, role, *([number] if number else []))
-        done = train_on_examples(run.policy, role, rows, settings, seed, step, run.screen.say)
+        curve = f"{at.name}/{role}" + (f"-{number + 1}" if number else "")
+        with tracked(run.recipe.log, run.folder, curve) as to:
+            done = train_on_examples(
+                run.policy, role, rows, settings, seed, step, run.screen.say, to
+            )
         found = training_summary(done)
         for key in ("examples", "dropped", "steps", "tokens"):
             found[key] += summary.get(key, 0)
@@ -308,7 +313,8 @@ def fit_pairs(
     if not pairs:
         run.screen.say("no preference pairs: the actor stays as it is")
         return {"examples": 0}
-    done = train_actor(run.policy, pairs, settings, seed, step, passed, run.screen.say)
+    with tracked(run.recipe.log, run.folder, f"{at.name}/actor") as to:
+        done = train_actor(run.policy, pairs, settings, seed, step, passed, run.screen.say, to)
     return {"passed": len(passed)} | training_summary(done)
 
 

@@ -20,6 +20,7 @@ FLOORS = {
     "constraints": 1,
     "store": 1,
     "footprint": 2,
+    "tracking": 2,
     "data": 2,
     "engines": 2,
     "sample": 3,
@@ -56,7 +57,7 @@ ARROWS = {
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
 HEAVY_ROOMS = {"model", "train", "app.shapes", "app.bench", "app.doctor"}
 # These may load what is heavy once they are asked to do something, inside a function.
-LATE = {"app", "data", "engines.open", "evaluation", "loop", "run", "steps", "warmup"}
+LATE = {"app", "data", "engines.open", "evaluation", "loop", "run", "steps", "tracking", "warmup"}
 
 FILES = sorted(HOUSE.rglob("*.py"))
 

@@ -2,9 +2,9 @@
 
 Promise: the adapter of the role changes and no other byte does; its weights stay float32 and
 finite; at step 0 of DPO both rewards are 0 but for rounding, so its term is ln 2; nothing is
-written, sent or printed; afterwards the policy can generate and train again as if TRL had never
-been there. A broken promise is a ``TrainingError``, because a trainer that fails silently costs
-days; the adapter is then what it was before.
+written, printed, or sent but to the tracker that was asked for; afterwards the policy can generate
+and train again as if TRL had never been there. A broken promise is a ``TrainingError``, because a
+trainer that fails silently costs days; the adapter is then what it was before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,6 +37,9 @@ freeze_libraries()  # TRL has come with this room
 
 OnStep = Callable[[int, int, int], None]
 """Told after every optimizer step: (step, steps in all, tokens so far)."""
+
+NO_TRACKER: Mapping[str, Any] = {"report_to": "none"}
+"""Arguments of a trainer that sends its curve nowhere; see ``tracking``."""
 
 Say = Callable[[str], None]
 """Told what the user should know, in one line."""
@@ -74,6 +77,7 @@ def train_actor(
     on_step: OnStep = lambda *_: None,
     passed: Sequence[TrainingExample] = (),
     say: Say = lambda _: None,
+    tracker: Mapping[str, Any] = NO_TRACKER,
 ) -> TrainingReport:
     """Train the actor on preference pairs; the reference is the actor as it is now.
 
@@ -104,6 +108,7 @@ def train_actor(
     with _guarded(policy, "actor", settings, preferred, len(pairs), seed) as shared:
         config = DPOConfig(
             **shared,
+            **tracker,
             loss_type=[settings.loss],
             label_smoothing=settings.label_smoothing,
             beta=settings.beta,
@@ -135,6 +140,7 @@ def train_on_examples(
     seed: int,
     on_step: OnStep = lambda *_: None,
     say: Say = lambda _: None,
+    tracker: Mapping[str, Any] = NO_TRACKER,
 ) -> TrainingReport:
     """Train one adapter on completions; prompts carry no loss (mean NLL per completion token).
 
@@ -146,7 +152,7 @@ def train_on_examples(
     kept = [row for row in rows if row["length"] <= settings.max_length]
     record = _Record(policy, on_step, settings.lr)
     with _guarded(policy, role, settings, len(kept), len(rows), seed) as shared:
-        config = SFTConfig(**shared)
+        config = SFTConfig(**shared, **tracker)
         return _run(
             policy, role, settings, partial(SparSft, say=say), config, kept, len(rows), record
         )[1]
@@ -189,7 +195,6 @@ def _guarded(
     cuda, dtype = policy.device.type == "cuda", policy.inner.dtype
     shared = {
         "save_strategy": "no",
-        "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would show a NaN as the last good loss, or 0
