@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,3 +205,22 @@ def test_logits_that_are_not_finite_are_an_error(policy: Policy) -> None:
         broken[1, 3] = bad
         with pytest.raises(EngineError, match="NaN or infinite for 1 of 3 sequences"):
             refuse_not_finite(broken)
+
+
+def test_a_mask_that_is_added_says_the_same(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA the decoder makes of its booleans, once a step, what SDPA would in every layer."""
+    prompts = [tokens(n, n) for n in (3, 20, 70, 9)]
+    wanted = together(policy, prompts, [12] * 4, [1, 2, 3, 4], slots=3)
+    make, seen = BatchDecoder._mask, []
+
+    def added(decoder: BatchDecoder, *args: Any) -> Any:
+        decoder.adds_mask = True
+        masks = make(decoder, *args)
+        seen.extend(masks.values() if isinstance(masks, dict) else [masks])
+        return masks
+
+    monkeypatch.setattr(BatchDecoder, "_mask", added)
+    assert together(policy, prompts, [12] * 4, [1, 2, 3, 4], slots=3) == wanted
+    assert {mask.dtype for mask in seen} == {torch.float32}

@@ -134,12 +134,14 @@ class BatchDecoder:
         self.model = model
         config = model.config.get_text_config()
         self.windows = attention_windows(config)
-        self.adds_mask = config._attn_implementation == "eager"
+        cuda = model.device.type == "cuda"
+        # SDPA on CUDA would make the same of a mask of booleans, with three kernels a layer.
+        self.adds_mask = cuda or config._attn_implementation == "eager"
         self.eos = frozenset(eos)
         self.prefill_tokens = prefill_tokens
         self.slots = slots
         # CUDA's attention kernels plan, or pad, anew for each odd number of keys.
-        self.width_step = BLOCK if model.device.type == "cuda" else 1
+        self.width_step = BLOCK if cuda else 1
         self.choose = choose
         self.cache = SlotCache(bytes_per_position(config, model.dtype.itemsize), budget)
         self.waiting: deque[TokenSequence] = deque()
