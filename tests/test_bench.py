@@ -12,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from spar_lite.app import bench
-from spar_lite.app.bench import Writer, ask, baseline, flat, workloads
+from spar_lite.app import measure
 from spar_lite.app.cli import main
+from spar_lite.app.measure import Writer, ask, baseline, flat, workloads
 from spar_lite.app.shapes import shape_config, write_shape
 from spar_lite.model import Policy, RolloutEngine
 from spar_lite.model.reference import Check
@@ -82,7 +82,7 @@ def test_the_doctor_checks_every_role_both_ways() -> None:
 
 
 def test_the_doctor_fails_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spar_lite.app.doctor.self_check", lambda *_: Check("a fault"))
+    monkeypatch.setattr("spar_lite.model.self_check", lambda *_: Check("a fault"))
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
     assert "✗ cpu, 4-bit NF4, refiner, merged weights: a fault" in done.output
@@ -117,7 +117,7 @@ def writer() -> Writer:
 def test_a_search_is_groups_that_share_prompts_and_wait_for_replies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bench, "VOTES", 3)
+    monkeypatch.setattr(measure, "VOTES", 3)
     search = workloads(writer(), 5)["search"]
     requests = flat(search)
     assert len(requests) == 5 * (2 + 2 * 3) == len({r.id for r in requests})
@@ -137,8 +137,8 @@ def test_a_search_is_groups_that_share_prompts_and_wait_for_replies(
 def test_the_baselines_answer_with_the_scripted_lengths(
     tiny_policy: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "REPLY", (2, 12))
-    monkeypatch.setattr(bench, "VOTE", (2, 6))
+    monkeypatch.setattr(measure, "REPLY", (2, 12))
+    monkeypatch.setattr(measure, "VOTE", (2, 6))
     policy = tiny_policy()
     policy.switch("refiner")
     requests = flat(workloads(Writer(policy.encode, 0), 4)["search"])
@@ -153,8 +153,8 @@ def test_a_search_of_64_trees_keeps_the_batch_full(
 ) -> None:
     """Mean running sequences over capacity, replies of scripted lengths, trees as they come."""
     policy = tiny_policy()
-    monkeypatch.setattr(bench, "VOTES", 3)
-    monkeypatch.setattr(bench, "LONG_PROMPT", (20, 30))
+    monkeypatch.setattr(measure, "VOTES", 3)
+    monkeypatch.setattr(measure, "LONG_PROMPT", (20, 30))
     search = workloads(Writer(policy.encode, 0), 64)["search"]
     engine = RolloutEngine(policy, EngineSettings(path="continuous", batch=64), 0)
     engine.eos = ()

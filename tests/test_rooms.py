@@ -40,9 +40,12 @@ FLOORS = {
     "evaluation.compare": 7,
     "app.shapes": 7,
     "app": 8,
-    "app.bench": 9,
-    "app.doctor": 9,
-    "__main__": 10,
+    "app.kernels": 8,
+    "app.measure": 9,
+    "app.simulate": 9,
+    "app.bench": 10,
+    "app.doctor": 10,
+    "__main__": 11,
 }
 # One-way arrows between rooms of one floor.
 ARROWS = {
@@ -55,9 +58,21 @@ ARROWS = {
     "warmup": {"run", "steps"},
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
-HEAVY_ROOMS = {"model", "train", "app.shapes", "app.bench", "app.doctor"}
+HEAVY_ROOMS = {"model", "train", "app.shapes", "app.kernels", "app.measure", "app.simulate"}
 # These may load what is heavy once they are asked to do something, inside a function.
-LATE = {"app", "data", "engines.open", "evaluation", "loop", "run", "steps", "tracking", "warmup"}
+LATE = {
+    "app",
+    "app.bench",
+    "app.doctor",
+    "data",
+    "engines.open",
+    "evaluation",
+    "loop",
+    "run",
+    "steps",
+    "tracking",
+    "warmup",
+}
 
 FILES = sorted(HOUSE.rglob("*.py"))
 
@@ -195,8 +210,9 @@ def test_importing_the_cli_does_not_load_torch():
     assert not HEAVY & set(done.stdout.split())
 
 
-def test_help_does_not_load_torch():
-    done = python("-X", "importtime", "-m", "spar_lite", "--help")
+@pytest.mark.parametrize("command", [[], ["bench"], ["doctor"], ["plan"]], ids=" ".join)
+def test_help_does_not_load_torch(command: list[str]):
+    done = python("-X", "importtime", "-m", "spar_lite", *command, "--help")
     assert "Usage" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "spar_lite.app.cli" in loaded and not HEAVY & loaded

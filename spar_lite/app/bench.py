@@ -1,49 +1,24 @@
-"""The bench command: engine and training beside plain ``generate`` and the machine's roofline.
+"""The bench command: it measures engine and training, or counts what a step takes on a card.
 
-Its workloads are what a SPaR iteration asks of an engine. Random-weight or untrained models would
-stop anywhere; here every reply runs to a length drawn beforehand, the same for every engine that is
-compared. One run gives one dictionary of figures.
+``measure`` and ``simulate`` do the work. They load torch, so that they come in when they are asked.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from rich.console import Console
-from rich.table import Table
 
 from spar_lite.app.console import make_console
-from spar_lite.app.shapes import SHAPES, give_adapters_weight, shape_recipe
-from spar_lite.app.tables import make_table, memory_cell
-from spar_lite.engines.base import Engine, Request, Sampling
+from spar_lite.app.plan import CARDS
 from spar_lite.errors import ModelError, RecipeError
-from spar_lite.model import Policy, RolloutEngine
-from spar_lite.model.cache import bytes_per_position
-from spar_lite.model.machine import (
-    give_back,
-    is_out_of_memory,
-    peak_memory,
-    pick_device,
-    reset_peak,
-    total_memory,
-)
-from spar_lite.recipe import Recipe, load_recipe
-from spar_lite.records import Message, PreferencePair, Role, TrainingExample, stable_seed
+from spar_lite.footprint import SHAPES
+from spar_lite.recipe import Recipe, load_recipe, parse_recipe
 from spar_lite.store import json_text
-from spar_lite.train import TrainingReport, train_actor, train_on_examples
 
 GIB = 2**30
-Figures = dict[str, Any]
 
 
 @click.command()
@@ -53,6 +28,17 @@ Figures = dict[str, Any]
 @click.option("--train-tokens", default=-1, help="Tokens of a training example; 0 skips training.")
 @click.option("--memory-gb", default=0.0, help="Cap on memory: emulates a smaller card.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the slow plain generate.")
+@click.option("--simulate", is_flag=True, help="Count a decoding step on a card; needs none.")
+@click.option("--card", type=click.Choice(list(CARDS)), help="To simulate [default: rtx4090].")
+@click.option(
+    "--rows", type=click.IntRange(1), help="To simulate: replies at a time [default: 64]."
+)
+@click.option(
+    "--tokens",
+    type=(click.IntRange(2), click.IntRange(2)),
+    metavar="LEAST MOST",
+    help="To simulate: of the shortest and the longest row, prompt and reply [default: 200 1600].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Figures as JSON, and nothing else.")
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
 def bench_command(
@@ -62,6 +48,10 @@ def bench_command(
     train_tokens: int,
     memory_gb: float,
     no_baselines: bool,
+    simulate: bool,
+    card: str | None,
+    rows: int | None,
+    tokens: tuple[int, int] | None,
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -70,27 +60,62 @@ def bench_command(
     With RECIPE's model, or a random one of a --shape; beside plain generate (one at a time, and
     static batches) and the machine's roofline. Replies have scripted lengths, so the text does not
     matter.
+
+    With --simulate nothing is measured or downloaded: kernels and bytes of one decoding step on a
+    --card, and the tokens a second that follow.
     """
     if (recipe is None) == (shape is None):
         raise RecipeError("wanted a RECIPE or --shape NAME, and not both; see spar-lite bench -h.")
-    console = make_console(stderr=as_json)
-    most = int(memory_gb * GIB)
+    if not simulate and (card or rows or tokens):
+        raise RecipeError("--card, --rows and --tokens want --simulate; see spar-lite bench -h.")
+    if simulate:
+        from spar_lite.app.simulate import count_and_show
+
+        settings = (
+            load_recipe(recipe, overrides)
+            if recipe
+            else parse_recipe({"model": {"id": shape}}, f"--shape {shape}", overrides)
+        )
+        count_and_show(settings, card or "rtx4090", rows or 64, tokens or (200, 1600), as_json)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         if recipe:
             settings = load_recipe(recipe, overrides)
         else:
+            from spar_lite.app.shapes import shape_recipe
+
             settings = shape_recipe(str(shape), Path(scratch), overrides)
-        device = pick_device(settings.model.device)
-        cuda, total = device.type == "cuda", total_memory(device)
-        if most > total:
-            raise ModelError(f"--memory-gb {memory_gb:g}: {device} has {total / GIB:.1f} GiB.")
-        if most:
-            model = settings.model.model_copy(update={"memory_fraction": memory_gb * GIB / total})
-            settings = settings.model_copy(update={"model": model})
-        console.print(f"[dim]loading on {device} …[/]")
-        policy = Policy.load(settings.model, settings.seed)
-    trees = trees or (128 if cuda else 64)
+        found = _measure(settings, trees, train_tokens, int(memory_gb * GIB), no_baselines, as_json)
+    found["model"] = shape or found["model"]
+    if as_json:
+        click.echo(json_text(found, indent=1))
+        return
+    from spar_lite.app.measure import bench_tables
+
+    for table in bench_tables(found):
+        make_console().print(table)
+
+
+def _measure(
+    settings: Recipe, trees: int, train_tokens: int, most: int, no_baselines: bool, as_json: bool
+) -> dict[str, Any]:
+    """All figures; ``most``: bytes of memory, 0 for all that there is."""
+    from spar_lite.app.measure import measure
+    from spar_lite.model import Policy
+    from spar_lite.model.machine import is_out_of_memory, pick_device, total_memory
+
+    console = make_console(stderr=as_json)
+    device = pick_device(settings.model.device)
+    cuda, total = device.type == "cuda", total_memory(device)
+    if most > total:
+        raise ModelError(f"--memory-gb {most / GIB:g}: {device} has {total / GIB:.1f} GiB.")
+    if most:
+        model = settings.model.model_copy(update={"memory_fraction": most / total})
+        settings = settings.model_copy(update={"model": model})
+    console.print(f"[dim]loading on {device} …[/]")
+    policy = Policy.load(settings.model, settings.seed)
     tokens = train_tokens if train_tokens >= 0 else 2048 if cuda else 256
+    trees = trees or (128 if cuda else 64)
     try:
         found = measure(policy, settings, trees, tokens, not no_baselines, console)
         peak = found["peak_memory_bytes"]
@@ -101,370 +126,7 @@ def bench_command(
         fault = "the allocator had no more to give"
     if fault:
         raise ModelError(
-            f"wanted at most {memory_gb:.1f} GiB, found {fault}. Try a smaller -o engine.batch, "
+            f"wanted at most {most / GIB:.1f} GiB, found {fault}. Try a smaller -o engine.batch, "
             "--train-tokens or model."
         )
-    found["model"] = shape or found["model"]
-    if as_json:
-        click.echo(json_text(found, indent=1))
-        return
-    for table in bench_tables(found):
-        console.print(table)
-
-
-# --- What is asked --------------------------------------------------------------------------------
-
-BRANCH, VOTES = 2, 2
-"""Answers to a prompt and refinements of an answer; votes on each of them."""
-
-PROMPT, LONG_PROMPT = (30, 60), (100, 200)
-"""Tokens of a sampled answer's prompt, of a judgement's or refinement's; both ends included."""
-
-REPLY, VOTE = (8, 160), (8, 64)
-"""Tokens of an answer or refinement, of a judgement."""
-
-SAMPLING = Sampling(temperature=0.7)
-
-Asked = list[tuple[Request, list[Request]]]
-"""Requests, each with those that follow once it is answered."""
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Makes texts of a wanted length in tokens."""
-
-    encode: Callable[[Sequence[Message]], list[int]]
-    seed: int
-
-    def chat(self, id: str, span: tuple[int, int]) -> tuple[Message, ...]:
-        """One user turn whose whole prompt has about as many tokens as ``span`` says."""
-        rng = random.Random(stable_seed(self.seed, id))
-        wanted = rng.randint(*span)
-        text = id
-        while len(self.encode((Message("user", text),))) < wanted:
-            text += " " + rng.choice("abcdefghijklmnopqrstuvwxyz")
-        return (Message("user", text),)
-
-    def group(
-        self, id: str, prompt: tuple[int, int], reply: tuple[int, int], count: int
-    ) -> list[Request]:
-        """``count`` requests with one prompt, each with a length of its own."""
-        chat = self.chat(id, prompt)
-        lengths = random.Random(stable_seed(self.seed, id, "lengths"))
-        return [Request(f"{id}/{n}", chat, lengths.randint(*reply), SAMPLING) for n in range(count)]
-
-
-def workloads(writer: Writer, trees: int) -> dict[str, Asked]:
-    """Sampling, judging, and a search: two votes on each child of a node, as it comes."""
-
-    def groups(name: str, prompt: tuple[int, int], reply: tuple[int, int], count: int) -> Asked:
-        ids = [f"{name}-{n}" for n in range(trees)]
-        return [(r, []) for id in ids for r in writer.group(id, prompt, reply, count)]
-
-    children = groups("tree", LONG_PROMPT, REPLY, BRANCH)
-    return {
-        "sample": groups("sample", PROMPT, REPLY, BRANCH),
-        "judge": groups("judge", LONG_PROMPT, VOTE, VOTES),
-        "search": [(r, writer.group(f"{r.id}/v", LONG_PROMPT, VOTE, VOTES)) for r, _ in children],
-    }
-
-
-def flat(asked: Asked) -> list[Request]:
-    """Every request, as if none depended on another."""
-    return [r for request, after in asked for r in (request, *after)]
-
-
-async def ask(engine: Engine, role: Role, asked: Asked) -> None:
-    """Ask for everything: what depends on a reply as soon as it is there."""
-
-    async def one(request: Request, after: list[Request]) -> None:
-        await engine.generate(role, [request])
-        await asyncio.gather(*(engine.generate(role, [r]) for r in after))
-
-    await asyncio.gather(*(one(request, after) for request, after in asked))
-
-
-# --- What is measured -----------------------------------------------------------------------------
-
-NAIVE_SAMPLE = 16
-"""Requests that are also answered one at a time: that is slow, and the rate is steady."""
-
-STATIC_BATCH, STATIC_SAMPLE = 16, 6
-"""The size of a static batch, and how many are answered, for the same reason."""
-
-TRAIN_STEPS = 3
-
-
-def measure(
-    policy: Policy, recipe: Recipe, trees: int, tokens: int, baselines: bool, console: Console
-) -> Figures:
-    """Everything in one run; ``tokens``: of a training example, 0 skips training."""
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{text} …[/]")
-
-    give_adapters_weight(policy)
-    checks: list[str] = []
-    share = recipe.model.memory_fraction
-    engine = RolloutEngine(policy, recipe.engine, recipe.seed, checks.append, share)
-    found: Figures = {
-        "model": recipe.model.id,
-        "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(policy.inner.dtype).removeprefix("torch."),
-        "quantized": policy.quantized,
-        "self_check": {"fast_path": engine.fast("refiner"), "said": checks},
-        "workloads": {},
-    }
-    engine.eos = ()  # every reply runs to its scripted length
-    writer = Writer(policy.encode, recipe.seed)
-    asked = workloads(writer, trees)
-    for name, requests in asked.items():
-        say(f"{name}: {len(flat(requests))} requests")
-        found["workloads"][name] = engine_figures(policy, engine, requests)
-    search = found["workloads"]["search"]
-    say("the machine's bandwidth and arithmetic")
-    found["roofline"] = roofline(policy, search)
-    policy.switch("refiner")
-    policy.slow_down()
-    if baselines:
-        plain = found["baselines"] = {}
-        say("plain generate, one at a time")
-        plain["naive"] = baseline(policy, flat(asked["search"]), 1, NAIVE_SAMPLE)
-        say(f"plain generate, batches of {STATIC_BATCH} sorted by the reply's length")
-        plain["static"] = baseline(policy, flat(asked["search"]), STATIC_BATCH, STATIC_SAMPLE)
-        rate = "finished_tokens_per_s"
-        found["ratios"] = {name: search[rate] / part[rate] for name, part in plain.items()}
-    if tokens:
-        found["training"] = training_figures(policy, recipe, writer, tokens, say)
-    parts = [*found["workloads"].values(), *found.get("training", {}).values()]
-    return {
-        **found,
-        "decode_tokens_per_s": search["decode_tokens_per_s"],
-        "occupancy": search["occupancy"],
-        "roofline_share": found["roofline"]["share"],
-        "peak_memory_bytes": max(part["peak_memory_bytes"] for part in parts),
-    }
-
-
-def engine_figures(policy: Policy, engine: RolloutEngine, asked: Asked) -> Figures:
-    """One workload through the engine."""
-    give_back(policy.device)
-    reset_peak(policy.device)
-    engine.take_usage()
-    start = time.perf_counter()
-    asyncio.run(ask(engine, "refiner", asked))
-    seconds = time.perf_counter() - start
-    used = engine.take_usage()
-    # On CUDA the model's own time is not known without stopping it at every call.
-    known = policy.device.type != "cuda"
-    return {
-        "requests": used.calls,
-        "seconds": seconds,
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "computed_prompt_tokens": used.prefill_tokens,
-        "finished_tokens_per_s": used.completion_tokens / seconds,
-        "prompt_tokens_per_s": used.prefill_tokens / max(1e-9, used.prefill_seconds),
-        "decode_tokens_per_s": used.running / max(1e-9, used.decode_seconds),
-        "steps": used.steps,
-        "seconds_per_step": used.decode_seconds / max(1, used.steps),
-        "occupancy": used.occupancy,
-        "slots": engine.slots,
-        "merged_weights": policy.fast is not None and policy.fast.kind == "merged",
-        "outside_model_share": 1 - used.model_seconds / seconds if known else None,
-        "outside_steps_share": 1 - (used.prefill_seconds + used.decode_seconds) / seconds,
-        "peak_memory_bytes": peak_memory(policy.device),
-    }
-
-
-def baseline(policy: Policy, requests: Sequence[Request], size: int, most: int) -> Figures:
-    """Plain ``generate`` on about ``most`` batches, evenly chosen; each runs to its longest reply.
-
-    They are sorted by the reply's length, which no real batch knows before.
-    """
-    ordered = sorted(requests, key=lambda r: r.max_new_tokens)
-    batches = [ordered[n : n + size] for n in range(0, len(ordered), size)]
-    every = max(1, len(batches) // most)
-    batches = batches[every // 2 :: every]
-    tokens = sum(r.max_new_tokens for batch in batches for r in batch)
-    start = time.perf_counter()
-    for batch in batches:
-        prompts = {"input_ids": [policy.encode(r.messages) for r in batch]}
-        padded = policy.tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
-        with torch.no_grad():
-            policy.inner.generate(
-                **padded.to(policy.device),
-                max_new_tokens=batch[-1].max_new_tokens,
-                min_new_tokens=batch[-1].max_new_tokens,
-                pad_token_id=policy.tokenizer.pad_token_id,
-                do_sample=True,
-                temperature=SAMPLING.temperature,
-                top_k=0,
-            )
-    seconds = time.perf_counter() - start
-    return {
-        "batch": size,
-        "requests": sum(map(len, batches)),
-        "tokens": tokens,
-        "seconds": seconds,
-        "finished_tokens_per_s": tokens / seconds,
-    }
-
-
-def roofline(policy: Policy, ours: Figures) -> Figures:
-    """The least time that a mean decoding step could take on this machine, and our share of it.
-
-    bytes: all weights as they are stored (once), plus the keys and values of the running rows, over
-    the measured bandwidth; operations: two a parameter and row, over the measured rate of a large
-    product. The larger of both bounds the step.
-    """
-    rows = ours["occupancy"] * ours["slots"]
-    length = (ours["prompt_tokens"] + ours["completion_tokens"] / 2) / max(1, ours["requests"])
-    config, merged = policy.inner.config.get_text_config(), ours["merged_weights"]
-    head, itemsize = config.vocab_size * config.hidden_size, policy.inner.dtype.itemsize
-    moved = rows * length * bytes_per_position(config, itemsize)
-    if config.tie_word_embeddings:  # the head reads the embedding's weights
-        moved += head * itemsize
-    for name, weight in policy.inner.named_parameters():
-        other = "lora_" in name and (merged or ".refiner." not in name)
-        if not (other or "embed_tokens" in name):
-            unpacked = merged and weight.dtype == torch.uint8  # two 4-bit weights share a byte
-            moved += weight.numel() * (2 * itemsize if unpacked else weight.itemsize)
-    linear = (m for n, m in policy.inner.named_modules() if n.endswith("base_layer"))
-    products = head + sum(m.in_features * m.out_features for m in linear)
-    # Bandwidth: a sum over far more than any cache. Arithmetic: a product in the model's dtype.
-    device, cuda = policy.device, policy.device.type == "cuda"
-    numbers = torch.ones((1 << 30 if cuda else 256 << 20) // 4, device=device)
-    size = 8192 if cuda else 1024
-    square = torch.ones(size, size, dtype=policy.inner.dtype, device=device)
-    needs = {"bytes": moved, "operations": 2 * products * rows}
-    gives = {
-        "bytes": 4 * numbers.numel() / _least_seconds(device, numbers.sum),
-        "operations": 2 * size**3 / _least_seconds(device, lambda: square @ square),
-    }
-    shares = {key: needs[key] / gives[key] / ours["seconds_per_step"] for key in needs}
-    bound = max(shares, key=lambda key: shares[key])
-    return {
-        **{f"{key}_per_step": amount for key, amount in needs.items()},
-        **{f"{key}_per_s": rate for key, rate in gives.items()},
-        "bound": bound,
-        "bytes_share": shares["bytes"],
-        "share": shares[bound],
-    }
-
-
-def _least_seconds(device: torch.device, call: Callable[[], object]) -> float:
-    """The shortest of seven calls."""
-    took, wait = [], torch.get_device_module(device).synchronize
-    for _ in range(7):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        took.append(time.perf_counter() - start)
-    return min(took)
-
-
-def training_figures(
-    policy: Policy, recipe: Recipe, writer: Writer, tokens: int, say: Callable[[str], None]
-) -> Figures:
-    """A few DPO and SFT steps on examples of one length, with the recipe's settings."""
-
-    def chat(id: str) -> tuple[Message, ...]:
-        return writer.chat(id, (tokens // 2, tokens // 2))
-
-    def text(id: str) -> str:
-        return chat(id)[0].content
-
-    def figures(name: str, batch: str, train: Callable[[], TrainingReport]) -> Figures:
-        say(f"{name}: {TRAIN_STEPS} steps of {batch}")
-        give_back(policy.device)
-        reset_peak(policy.device)
-        done = train()
-        return {
-            "steps": done.steps,
-            "tokens": done.tokens,
-            "seconds": done.seconds,
-            "tokens_per_s": done.tokens / done.seconds,
-            "peak_memory_bytes": peak_memory(policy.device),
-        }
-
-    long = {"max_length": 4 * tokens, "epochs": 1}
-    dpo, rft = recipe.dpo.model_copy(update=long), recipe.rft.model_copy(update=long)
-    pairs = [
-        PreferencePair(f"p{n}", f"p{n}", chat(f"p{n}"), text(f"c{n}"), text(f"r{n}"))
-        for n in range(TRAIN_STEPS * dpo.batch_size)
-    ]
-    rows = [
-        TrainingExample(f"e{n}", "bench", chat(f"e{n}"), text(f"t{n}"))
-        for n in range(TRAIN_STEPS * rft.batch_size)
-    ]
-    actor = partial(train_actor, policy, pairs, dpo, recipe.seed)
-    refiner = partial(train_on_examples, policy, "refiner", rows, rft, recipe.seed)
-    return {
-        "dpo": figures("DPO", f"{dpo.batch_size} pairs", actor),
-        "sft": figures("SFT", f"{rft.batch_size} examples", refiner),
-    }
-
-
-# --- What is shown --------------------------------------------------------------------------------
-
-
-def bench_tables(found: Mapping[str, Any]) -> Iterator[Table]:
-    """Engine, limits and training, as far as they were measured."""
-    weights = "4-bit NF4" if found["quantized"] else found["dtype"]
-    where = f"{found['device']}, {found['threads']} threads, {weights}"
-    table = make_table(
-        f"{found['model']} on {where}, torch {found['torch']}",
-        *("workload", "requests", "seconds", "finished tokens/s", "prompt tokens/s"),
-        *("decode tokens/s", "busy", "outside model", "peak memory"),
-    )
-    for name, part in found["workloads"].items():
-        outside = part["outside_model_share"]
-        table.add_row(
-            name,
-            str(part["requests"]),
-            f"{part['seconds']:.1f}",
-            *(f"{part[f'{key}_tokens_per_s']:.1f}" for key in ("finished", "prompt", "decode")),
-            f"{100 * part['occupancy']:.0f} % of {part['slots']}",
-            "-" if outside is None else f"{100 * outside:.1f} %",
-            memory_cell(part["peak_memory_bytes"], 2),
-        )
-    names = {"naive": "search, one at a time", "static": "search, static batches"}
-    for name, part in found.get("baselines", {}).items():
-        ratio = f"ours is {found['ratios'][name]:.1f} x"
-        rate = f"{part['finished_tokens_per_s']:.1f}"
-        table.add_row(
-            names[name], str(part["requests"]), f"{part['seconds']:.1f}", rate, ratio, *[""] * 4
-        )
-    yield table
-
-    roof, step = found["roofline"], found["workloads"]["search"]["seconds_per_step"]
-    table = make_table(
-        "A decoding step of the search, against the machine's limits",
-        *("", "a step needs", "the machine gives", "share reached"),
-    )
-    for name, unit, places in (("bytes", "GB", 1), ("operations", "G", 0)):
-        needs, gives = roof[f"{name}_per_step"], roof[f"{name}_per_s"]
-        share = f"{100 * needs / gives / step:.0f} %"
-        table.add_row(
-            name, f"{needs / 1e9:.2f} {unit}", f"{gives / 1e9:.{places}f} {unit}/s", share
-        )
-    yield table
-
-    if "training" in found:
-        columns = ("", "steps", "tokens", "seconds", "tokens/s", "peak memory")
-        table = make_table("Training", *columns)
-        for name, part in found["training"].items():
-            table.add_row(
-                name.upper(),
-                str(part["steps"]),
-                str(part["tokens"]),
-                f"{part['seconds']:.1f}",
-                f"{part['tokens_per_s']:.1f}",
-                memory_cell(part["peak_memory_bytes"], 2),
-            )
-        yield table
+    return found

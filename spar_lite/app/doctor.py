@@ -1,4 +1,7 @@
-"""The doctor command: versions, memory, and the engine's self-check for every role."""
+"""The doctor command: versions, memory, and the engine's self-check for every role.
+
+What loads torch is imported inside the functions, so that its help is there at once.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,9 @@ from pathlib import Path
 from typing import get_args
 
 import click
-import torch
 
 from spar_lite.app.console import make_console
-from spar_lite.app.shapes import give_adapters_weight, shape_recipe
 from spar_lite.errors import SparError
-from spar_lite.model import Policy, self_check
-from spar_lite.model.machine import free_memory, total_memory
-from spar_lite.model.merged import Weights
 from spar_lite.recipe import Recipe, load_recipe
 from spar_lite.run import ROLES
 
@@ -36,6 +34,10 @@ def doctor_command(recipe: Path | None, overrides: tuple[str, ...]) -> None:
     For base, actor and refiner, in full precision and 4-bit, on every device; with RECIPE's model,
     or a tiny random one. Exits with 1 if a check fails.
     """
+    import torch
+
+    from spar_lite.app.shapes import shape_recipe
+
     console = make_console()
     cuda, failed = torch.cuda.is_available(), 0
     devices = ["cpu", "cuda"] if cuda else ["cpu"]
@@ -68,6 +70,10 @@ def doctor_command(recipe: Path | None, overrides: tuple[str, ...]) -> None:
 
 
 def _memory(name: str, kind: str) -> str:
+    import torch
+
+    from spar_lite.model.machine import free_memory, total_memory
+
     device = torch.device(kind)
     return (
         f"{name}: {free_memory(device, 1) / GIB:.1f} of {total_memory(device) / GIB:.1f} GiB free"
@@ -78,6 +84,10 @@ def check_engine(
     recipe: Recipe, device: str, quantization: str
 ) -> Iterator[tuple[str, str | None]]:
     """Yield (what was checked, its fault or None): each role, its products computed in each way."""
+    from spar_lite.app.shapes import give_adapters_weight
+    from spar_lite.model import Policy, self_check
+    from spar_lite.model.merged import Weights
+
     what = f"{device}, {'4-bit NF4' if quantization == 'nf4' else 'full precision'}"
     update = {"device": device, "quantization": quantization}
     try:

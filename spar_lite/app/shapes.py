@@ -14,8 +14,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
+from spar_lite.footprint import KNOWN, SHAPES
 from spar_lite.model import Policy
 from spar_lite.model.machine import pick_device, pick_dtype
 from spar_lite.recipe import Recipe, parse_recipe
@@ -27,25 +34,22 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-SHAPE = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "vocab_size", "tie_word_embeddings"),
-)
-SHAPES = {
-    "tiny": (LlamaConfig, 64, 128, 2, 4, 2, 512, True),
-    "smollm2-135m": (LlamaConfig, 576, 1536, 30, 9, 3, 49152, True),
-    "smollm2-360m": (LlamaConfig, 960, 2560, 32, 15, 5, 49152, True),
-    "qwen3-4b": (Qwen3Config, 2560, 9728, 36, 32, 8, 151936, True),
-    "llama3-8b": (LlamaConfig, 4096, 14336, 32, 32, 8, 128256, False),
-}
-"""Shapes of well-known models: the configuration's class, then ``SHAPE``; ``tiny`` is for tests."""
-
 
 def shape_config(name: str) -> Any:
-    """The configuration of a model of this shape."""
-    kind, *values = SHAPES[name]
+    """The configuration of a model of a shape in ``SHAPES``, or of a ``KNOWN`` id."""
+    shape, kind = SHAPES.get(name) or KNOWN[name], LlamaConfig
+    for family in (Qwen2Config, Qwen3Config):
+        if family.model_type in name.lower():
+            kind = family
     return kind(
-        **dict(zip(SHAPE, values, strict=True)),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocabulary,
+        tie_word_embeddings=shape.tied,
         max_position_embeddings=8192,
         bos_token_id=None,
         architectures=[kind.__name__.replace("Config", "ForCausalLM")],

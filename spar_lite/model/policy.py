@@ -91,7 +91,7 @@ class Policy:
             tokenizer.pad_token = tokenizer.eos_token  # theirs is one that the model never had
         keep_4bit_layout(base)
         torch.manual_seed(seed)
-        policy = cls(_add_adapters(base, settings), chat, quantized)
+        policy = cls(add_adapters(base, settings), chat, quantized)
         if device.type == "cpu" and settings.threads:
             torch.set_num_threads(settings.threads)
         policy.chooses_threads = device.type == "cpu" and not settings.threads
@@ -277,7 +277,7 @@ class Policy:
         set_peft_model_state_dict(self.model, state, adapter_name=ADAPTERS[role])
 
 
-def _add_adapters(base: Any, settings: Model) -> PeftModel:
+def add_adapters(base: Any, settings: Model) -> PeftModel:
     """Put two fresh adapters on a base."""
     target = settings.lora.target
     config = LoraConfig(
