@@ -81,7 +81,8 @@ class Run:
 
     ``make_engine`` replaces the model's engine in tests (a scripted one); the training steps
     always use the real model. ``listing``: where steps are listed instead of done. ``lenient``: a
-    finished step is taken as it is.
+    finished step is taken as it is. ``follows``: another process does this run, and this one takes
+    part in its trainings alone (see ``distributed``).
     """
 
     recipe: Recipe
@@ -90,6 +91,7 @@ class Run:
     make_engine: EngineFactory | None = None
     listing: list[Step] | None = None
     lenient: bool = False
+    follows: bool = False
     _policy: Policy | None = None
     _fault: SparError | None = None
     _engine: Any = None

@@ -42,6 +42,10 @@ MODEL = (
 """Recipe keys that decide what the model answers; device and threads may change on the way."""
 
 
+WAIT = 0.2
+"""Seconds between two looks of a run that follows another at whether a step is finished."""
+
+
 class Records(Sequence[T], Generic[T]):
     """A finished step's records, read from their file when somebody looks at them."""
 
@@ -185,12 +189,13 @@ class StepFolder:
             run, folder = self.run, self.folder / name
             run.use_adapters(adapters)
             summary = learn()
-            run.policy.save(role, folder)
+            if not run.follows:
+                run.policy.save(role, folder)
             run.trained(role, folder)
             return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in ROLES}}
 
         own = adapters.actor if role == "actor" else adapters.refiner
-        self._step(name, (*MODEL, *keys), [*inputs, Adapters(own, None)], work)
+        self._step(name, (*MODEL, *keys), [*inputs, Adapters(own, None)], work, joins=True)
         return self.folder / name
 
     def copy(self, role: Role, source: Path | None) -> Path:
@@ -225,13 +230,21 @@ class StepFolder:
         inputs: Sequence[Input],
         work: Callable[[], Summary],
         file: StageFile[Any] | None = None,
+        joins: bool = False,
     ) -> None:
         """Find a step finished, and check that it still is, or do it and mark it, last of all.
 
         ``file``: to which it adds records one by one. Then its beginning is noted too, so that they
-        are never mixed with those of another recipe.
+        are never mixed with those of another recipe. ``joins``: whether a run that follows another
+        takes part.
         """
         run, label, marker = self.run, f"{self.name}/{name}", Marker(self.folder, name)
+        if run.follows:
+            if joins and not marker.path.exists():
+                work()
+            while not marker.path.exists():
+                time.sleep(WAIT)
+            return
         found, note = marker.read(), self.folder / f"{name}.part.json"
         if found is not None and not run.lenient:
             _check(run, label, found, keys, inputs)

@@ -21,6 +21,7 @@ FLOORS = {
     "store": 1,
     "footprint": 2,
     "tracking": 2,
+    "distributed": 2,
     "data": 2,
     "engines": 2,
     "sample": 3,
@@ -58,7 +59,15 @@ ARROWS = {
     "warmup": {"run", "steps"},
 }
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
-HEAVY_ROOMS = {"model", "train", "app.shapes", "app.kernels", "app.measure", "app.simulate"}
+HEAVY_ROOMS = {
+    "app.kernels",
+    "app.measure",
+    "app.shapes",
+    "app.simulate",
+    "distributed",
+    "model",
+    "train",
+}
 # These may load what is heavy once they are asked to do something, inside a function.
 LATE = {
     "app",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import click
@@ -30,9 +31,24 @@ def run_command(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -
     """Run a recipe, or go on where it stopped.
 
     RECIPE says everything; the same command goes on with a run that was stopped or killed.
+    Under "accelerate launch" several processes share the training.
     """
-    settings = load_recipe(recipe, overrides)
     folder = folder or Path("runs") / recipe.stem
+    if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        do_run(load_recipe(recipe, overrides), folder)
+        return
+    from spar_lite.distributed import together
+
+    with together() as first:
+        settings = load_recipe(recipe, overrides)
+        if first:
+            do_run(settings, folder)
+        else:
+            spar(Run(settings, folder, Screen(), lenient=True, follows=True))
+
+
+def do_run(settings: Recipe, folder: Path) -> None:
+    """What is left of a run, and its tables."""
     console = make_console()
     screen = make_screen(console)
     run = Run(settings, folder, screen)

@@ -24,6 +24,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, SFTConfig
 
+from spar_lite.distributed import take_from_first
 from spar_lite.errors import TrainingError
 from spar_lite.model.loading import not_finite
 from spar_lite.model.machine import freeze_libraries, is_out_of_memory
@@ -249,6 +250,7 @@ def _run(
     # which most updates at LoRA's learning rates vanish.
     policy.switch(role)
     policy.slow_down()
+    take_from_first(policy.weights(role).values())
     trainer = kind(
         pass_tokens=settings.pass_tokens,
         model=policy.model,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -19,6 +19,7 @@ import trl.trainer.utils
 from torch import Tensor
 from trl import DPOTrainer, SFTTrainer
 
+from spar_lite.distributed import add_up, processes, share
 from spar_lite.errors import TrainingError
 from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy
@@ -36,7 +37,7 @@ class Mixin:
 
     A batch is what one optimizer step learns. It goes through the model in parts of at most
     ``pass_tokens`` padded tokens, whose gradients add up to the batch's. Where memory runs out, the
-    step is begun anew with parts of half the size.
+    step is begun anew with parts of half the size. Several processes each learn a share of it.
     """
 
     args: Any
@@ -52,10 +53,7 @@ class Mixin:
         super().__init__(**arguments)
 
     def split(self, batch: Batch) -> list[Batch]:
-        """A batch's parts, of one example at least, without what is padding in all of their rows.
-
-        Every tensor's first dimension counts examples, or rows side by side (chosen, rejected).
-        """
+        """A batch's parts, of one example at least, without what is padding in all of a part."""
         # 1. Which examples go together: as many as fit when padded to their longest.
         count = len(batch["input_ids"]) // self.sides
         lengths = batch["attention_mask"].sum(1).view(self.sides, count).amax(0).tolist()
@@ -69,26 +67,64 @@ class Mixin:
         # 2. Their rows, and the columns that any of them uses.
         found: list[Batch] = []
         for group in groups:
-            part = {
-                name: torch.cat([side[group] for side in tensor.chunk(len(tensor) // count)])
-                for name, tensor in batch.items()
-            }
+            part = take(batch, count, group)
             used = part["attention_mask"].any(0)
             found.append({n: t[:, used] if t.dim() == 2 else t for n, t in part.items()})
         return found
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """One batch's loss, its gradients added up over its parts."""
+        """One batch's loss, its gradients added up over its parts, and over all processes."""
+        if processes() == 1:
+            return self.learn(model, inputs, num_items_in_batch)
+        count, before = len(inputs["input_ids"]) // self.sides, self._total_train_tokens
+        places = list(share(count))
+        # Who has no share of a small batch learns an example that does not count.
+        own, busy = take(inputs, count, places or [0]), min(processes(), count)
+        loss = self.learn(model, own, num_items_in_batch, busy)
+        return self.meet(model, loss, before, busy, counts=bool(places))
+
+    def meet(self, model: Any, loss: Tensor, before: int, busy: int, counts: bool) -> Tensor:
+        """A step's loss, gradients and metrics, from those of the shares of ``busy`` processes.
+
+        ``before``: tokens before this step. ``counts``: whether this process had a share.
+        """
+        # 1. The figures; the metrics are means over shares.
+        metrics = self._metrics["train"]
+        names = sorted(metrics.keys() - {"num_tokens"})
+        means = [sum(metrics[name]) / len(metrics[name]) / busy for name in names]
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        has_gradient = [float(weight.grad is not None) for weight in weights]
+        figures = [loss.item(), self._total_train_tokens - before, *means, *has_gradient]
+        total = torch.tensor(figures, dtype=torch.float64, device=self.args.device)
+        if not counts:
+            total.zero_()
+        add_up(total)
+        found, read, *means = total[: len(means) + 2].tolist()
+        self._total_train_tokens = before + int(read)
+        metrics |= {name: [mean] for name, mean in zip(names, means, strict=True)}
+        metrics["num_tokens"] = [self._total_train_tokens]
+        # 2. The gradients of weights that any process has used, such as an expert's.
+        for weight, users in zip(weights, total[-len(weights) :].tolist(), strict=True):
+            if weight.grad is None or not counts:
+                weight.grad = torch.zeros_like(weight) if users else None
+        add_up(*(weight.grad for weight in weights if weight.grad is not None))
+        return torch.tensor(found, dtype=loss.dtype, device=loss.device)
+
+    def learn(self, model: Any, inputs: Batch, total: Any, busy: int = 1) -> Tensor:
+        """The loss of this process's share of a batch, its gradients added up over its parts.
+
+        ``total``: tokens, or sequences, of the whole batch. ``busy``: processes that have a share.
+        """
         while True:
             metrics = self._metrics["train"]
             shown, tokens = {n: len(v) for n, v in metrics.items()}, self._total_train_tokens
             try:
                 parts = self.split(inputs)
                 # By it TRL's means over a step's parts are made: of a router's loss, for one.
-                self.current_gradient_accumulation_steps = len(parts)
+                self.current_gradient_accumulation_steps = len(parts) * busy
                 loss = torch.zeros((), device=self.args.device)
                 for part in parts:
-                    loss += super().training_step(model, dict(part), num_items_in_batch)  # type: ignore[misc]
+                    loss += super().training_step(model, dict(part), total)  # type: ignore[misc]
                 return loss
             except (RuntimeError, MemoryError) as error:
                 self.halve(error, inputs)
@@ -133,6 +169,17 @@ class Mixin:
         return LengthSampler(self.train_dataset["length"], size, self.args.seed)
 
 
+def take(batch: Batch, count: int, places: Sequence[int]) -> Batch:
+    """Some of a batch's ``count`` examples.
+
+    Every tensor's first dimension counts examples, or rows side by side (chosen, rejected).
+    """
+    return {
+        name: torch.cat([side[places] for side in tensor.chunk(len(tensor) // count)])
+        for name, tensor in batch.items()
+    }
+
+
 class SparSft(Mixin, SFTTrainer):  # type: ignore[misc]
     """TRL's SFT trainer."""
 
@@ -167,21 +214,25 @@ class SparDpo(Mixin, DPOTrainer):  # type: ignore[misc]
         reference.
         """
         order = [place for place in self._get_train_sampler() if place < count]
-        found: dict[int, tuple[float, ...]] = {}
-        while len(found) < count:
-            batch = order[len(found) : len(found) + self.args.train_batch_size]
-            rows = self.data_collator([self.train_dataset[place] for place in batch])
+        size = self.args.train_batch_size
+        batches = [order[start : start + size] for start in range(0, count, size)]
+        shares = [[batch[place] for place in share(len(batch))] for batch in batches]
+        left = [places for places in shares if places]
+        found = torch.zeros(count, len(SIDES), dtype=torch.float64)
+        while left:
+            rows = self.data_collator([self.train_dataset[place] for place in left[0]])
             try:
                 parts = self.split(self._prepare_inputs(rows))
                 sides = zip(
                     *(self.compute_ref_log_probs(self.model, p) for p in parts), strict=True
                 )
-                pairs = zip(*(torch.cat(side).tolist() for side in sides), strict=True)
-                found.update(zip(batch, pairs, strict=True))
+                found[left[0]] = torch.stack([torch.cat(side) for side in sides], 1).cpu().double()
+                left.pop(0)
             except (RuntimeError, MemoryError) as error:
                 self.halve(error, rows)
-                continue
-        return [found[place] for place in range(count)]
+        found = found.to(self.args.device)
+        add_up(found)
+        return [tuple(pair) for pair in found.tolist()]
 
     def get_batch_samples(self, *args: Any) -> tuple[list[Any], int]:
         """A step's batch, and how many sequences it holds."""
