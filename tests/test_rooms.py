@@ -39,14 +39,15 @@ FLOORS = {
     "evaluation": 5,
     "loop": 6,
     "evaluation.compare": 7,
-    "app.shapes": 7,
-    "app": 8,
-    "app.kernels": 8,
-    "app.measure": 9,
-    "app.simulate": 9,
-    "app.bench": 10,
-    "app.doctor": 10,
-    "__main__": 11,
+    "experiments": 8,
+    "app.shapes": 8,
+    "app": 9,
+    "app.kernels": 9,
+    "app.measure": 10,
+    "app.simulate": 10,
+    "app.bench": 11,
+    "app.doctor": 11,
+    "__main__": 12,
 }
 # One-way arrows between rooms of one floor.
 ARROWS = {
@@ -58,7 +59,7 @@ ARROWS = {
     "data.evolve": {"run", "steps"},
     "warmup": {"run", "steps"},
 }
-HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets"}
+HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "matplotlib"}
 HEAVY_ROOMS = {
     "app.kernels",
     "app.measure",
@@ -76,6 +77,7 @@ LATE = {
     "data",
     "engines.open",
     "evaluation",
+    "experiments",
     "loop",
     "run",
     "steps",
