@@ -82,7 +82,8 @@ class Run:
     ``make_engine`` replaces the model's engine in tests (a scripted one); the training steps
     always use the real model. ``listing``: where steps are listed instead of done. ``lenient``: a
     finished step is taken as it is. ``follows``: another process does this run, and this one takes
-    part in its trainings alone (see ``distributed``).
+    part in its trainings alone (see ``distributed``). ``siblings``: folders of other runs, whose
+    finished steps are copied where they are equal to this one's, instead of being done again.
     """
 
     recipe: Recipe
@@ -92,6 +93,7 @@ class Run:
     listing: list[Step] | None = None
     lenient: bool = False
     follows: bool = False
+    siblings: Sequence[Path] = ()
     _policy: Policy | None = None
     _fault: SparError | None = None
     _engine: Any = None

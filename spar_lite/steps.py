@@ -4,7 +4,8 @@ A step makes its records, or finds them made: ``StepFolder.each`` one at a time,
 ``once`` all together, ``train`` an adapter, ``report`` a summary alone. When it is finished, it
 notes the values of the recipe's keys that it depends on, and a digest of every file of the run that
 it is made from. One rule for staleness: where either differs today, that is an
-error which says what differs.
+error which says what differs. And one for reuse: where both are equal in a sibling run, its files
+are copied.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -122,7 +124,7 @@ class StepFolder:
 
         if adapters is not None:
             keys, inputs = (*MODEL, *keys), [*inputs, adapters]
-        self._step(name, keys, inputs, work, file)
+        self._step(name, keys, inputs, work, file, leaves=[file.path])
         return records
 
     def once(
@@ -158,15 +160,19 @@ class StepFolder:
         keys: Sequence[str] = (),
         inputs: Sequence[Input] = (),
         unit: str = "",
+        leaves: Sequence[Path] = (),
     ) -> None:
-        """Do something whose summary is all that stays; without a unit it shows its progress."""
+        """Do something whose summary is all that stays; without a unit it shows its progress.
+
+        ``leaves``: patterns of files that stay too, where it is long enough to be worth a copy.
+        """
 
         def begin() -> Summary:
             if unit:
                 self.run.screen.start(f"{self.name}/{name}", 1, unit)
             return work()
 
-        self._step(name, keys, inputs, begin)
+        self._step(name, keys, inputs, begin, leaves=leaves)
 
     def train(
         self,
@@ -195,7 +201,8 @@ class StepFolder:
             return summary | {"fingerprints": {r: run.policy.fingerprint(r) for r in ROLES}}
 
         own = adapters.actor if role == "actor" else adapters.refiner
-        self._step(name, (*MODEL, *keys), [*inputs, Adapters(own, None)], work, joins=True)
+        made_of, leaves = [*inputs, Adapters(own, None)], [self.folder / name]
+        self._step(name, (*MODEL, *keys), made_of, work, leaves=leaves, joins=True)
         return self.folder / name
 
     def copy(self, role: Role, source: Path | None) -> Path:
@@ -230,13 +237,14 @@ class StepFolder:
         inputs: Sequence[Input],
         work: Callable[[], Summary],
         file: StageFile[Any] | None = None,
+        leaves: Sequence[Path] = (),
         joins: bool = False,
     ) -> None:
         """Find a step finished, and check that it still is, or do it and mark it, last of all.
 
         ``file``: to which it adds records one by one. Then its beginning is noted too, so that they
-        are never mixed with those of another recipe. ``joins``: whether a run that follows another
-        takes part.
+        are never mixed with those of another recipe. ``leaves``: see ``_reuse``. ``joins``: whether
+        a run that follows another takes part.
         """
         run, label, marker = self.run, f"{self.name}/{name}", Marker(self.folder, name)
         if run.follows:
@@ -256,10 +264,15 @@ class StepFolder:
             run.listing.append(Step(label, found is not None))
         if found is not None or run.listing is not None:
             return
+        made = {"recipe": recipe_slice(run.recipe, keys), "inputs": _digests(run.folder, inputs)}
+        if leaves and begun is None and (equal := self._reuse(name, made, leaves)):
+            if file:  # all records are there, so it only says what is to be said of them
+                work()
+            marker.write(equal)
+            return
         begin = time.perf_counter()
         run.take_usage()
         run.ledger(stage=label, event="start")
-        made = {"recipe": recipe_slice(run.recipe, keys), "inputs": _digests(run.folder, inputs)}
         if file:
             write_text(note, json_text(made))
         summary = work()
@@ -271,6 +284,42 @@ class StepFolder:
         run.screen.end(describe(summary))
         if fault := send(run.recipe.log, run.folder, label, summary | cost):
             run.screen.say(fault)
+
+    def _reuse(self, name: str, made: Summary, leaves: Sequence[Path]) -> Summary | None:
+        """Copy what a sibling's step left that was made alike; return its marker, costs included.
+
+        ``leaves``: patterns of all its files and folders. Steps without any are done again: they
+        take a moment, and may write elsewhere.
+        """
+        run, label = self.run, f"{self.name}/{name}"
+        for other in run.siblings:
+            found = Marker(other / self.name, name).read()
+            if found is None or None in made["inputs"].values():
+                continue
+            if any(found.get(key) != value for key, value in made.items()):
+                continue
+            for pattern in leaves:
+                for path in other.glob(str(pattern.relative_to(run.folder))):
+                    _copy(path, run.folder / path.relative_to(other))
+            where = os.path.relpath(other, run.folder)
+            noted = {key: value for key, value in found.items() if key not in made}
+            run.ledger(stage=label, event="done", reused_from=where, **noted)
+            run.screen.say(f"{label}: the same as in {where}, copied")
+            return found
+        return None
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder; of a copy that is cut off nothing stays under its name."""
+    part = target.with_name(target.name + ".tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        shutil.copyfile(source, part)
+    else:
+        for old in (part, target):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(source, part)
+    part.replace(target)
 
 
 def _check(

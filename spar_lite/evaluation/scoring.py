@@ -164,9 +164,9 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
     if not settings.ifeval:
         return
     adapters = adapters_after(recipe, run.folder, iteration)
+    place = "base" if iteration is None else standing(recipe, run.folder, iteration)
 
     def work() -> Summary:
-        place = "base" if iteration is None else standing(recipe, run.folder, iteration)
         run.use_adapters(adapters)
         loaded = {role: path for role, path in zip(ROLES, adapters, strict=True) if path}
         target = Target(f"{run.folder} {place}", recipe, run.folder / "eval" / place, loaded)
@@ -179,7 +179,8 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
     keys = [*MODEL, "evaluate.ifeval", "evaluate.ifeval_data", "evaluate.ifeval_tokens"]
     if iteration is not None:
         keys.append("bootstrap")
-    StepFolder(run, name).report("ifeval", work, keys=keys, inputs=[adapters])
+    files = [run.folder / "eval" / place / f"{IFEVAL_FILES}*"]
+    StepFolder(run, name).report("ifeval", work, keys=keys, inputs=[adapters], leaves=files)
 
 
 def ifeval_prompts(recipe: Recipe) -> Sequence[ifeval.IfevalPrompt]:
