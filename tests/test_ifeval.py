@@ -20,13 +20,12 @@ from spar_lite.errors import SparError, StoreError
 from spar_lite.evaluation.compare import compare, differences
 from spar_lite.evaluation.inference_search import Final
 from spar_lite.evaluation.scoring import score_ifeval
-from spar_lite.evaluation.tasks.ifeval import (
-    Ifeval,
-    IfevalPrompt,
-    IfevalResult,
-    read_ifeval,
+from spar_lite.evaluation.tasks.ifeval import Ifeval, verifiers
+from spar_lite.evaluation.verified import (
+    VerifiedPrompt,
+    VerifiedResult,
+    read_prompts,
     read_responses,
-    verifiers,
 )
 from spar_lite.recipe import Recipe, parse_recipe, recipe_slice
 from spar_lite.records import Cost, Role
@@ -100,11 +99,11 @@ ANSWERS = [
 
 def ask(
     key: int, text: str, names: tuple[str, ...], kwargs: tuple[dict[str, Any], ...]
-) -> IfevalPrompt:
-    return IfevalPrompt(f"ifeval-{key}", text, key=key, names=names, kwargs=kwargs)
+) -> VerifiedPrompt:
+    return VerifiedPrompt(f"ifeval-{key}", text, key=key, names=names, kwargs=kwargs)
 
 
-def check(prompt: IfevalPrompt, response: str) -> IfevalResult:
+def check(prompt: VerifiedPrompt, response: str) -> VerifiedResult:
     return Ifeval.check(prompt, Final(prompt.id, response, "", True, None, Cost()))
 
 
@@ -122,10 +121,11 @@ def punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def prompts_and_responses() -> tuple[list[IfevalPrompt], dict[int, str]]:
+def prompts_and_responses() -> tuple[list[VerifiedPrompt], dict[int | str, str]]:
     """Every kind with every answer, and some prompts with several instructions: 600 in all."""
     rng = random.Random(0)
-    prompts, responses = [], {}
+    prompts: list[VerifiedPrompt] = []
+    responses: dict[int | str, str] = {}
     names = list(KINDS)
     for n in range(600):
         one = n < len(names) * len(ANSWERS)
@@ -137,7 +137,7 @@ def prompts_and_responses() -> tuple[list[IfevalPrompt], dict[int, str]]:
 
 
 def write(
-    folder: Path, prompts: list[IfevalPrompt], responses: dict[int, str]
+    folder: Path, prompts: list[VerifiedPrompt], responses: dict[int | str, str]
 ) -> tuple[Path, Path]:
     data, answers = folder / "data.jsonl", folder / "responses.jsonl"
     with data.open("w") as file:
@@ -151,7 +151,7 @@ def write(
             file.write(json.dumps(row) + "\n")
     with answers.open("w") as file:
         for n, (key, text) in enumerate(responses.items()):
-            name = {"key": key} if n % 2 else {"prompt": f"Write about tea. ({key - 1000})"}
+            name = {"key": key} if n % 2 else {"prompt": f"Write about tea. ({int(key) - 1000})"}
             file.write(json.dumps({**name, "response": text}) + "\n")
     return data, answers
 
@@ -252,20 +252,20 @@ def test_faulty_data_are_named(punkt: Path, tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text('{"key": 1, "prompt": "x", "instruction_id_list": ["a"], "kwargs": []}')
     with pytest.raises(StoreError, match=r"line 1 is not IFEval's .*1 instructions, 0 kwargs"):
-        read_ifeval(file)
+        read_prompts(Ifeval, file)
     with pytest.raises(StoreError, match="cannot be read"):
-        read_ifeval(tmp_path / "none.jsonl")
+        read_prompts(Ifeval, tmp_path / "none.jsonl")
     names = '["punctuation:no_comma"]'
     whole = f'{{"key": 1, "prompt": "x", "instruction_id_list": {names}, "kwargs": [{{}}]}}\n'
     for text, words in (
         (whole * 2, "has key 1 twice"),
         ("\n", "is empty"),
         (whole.replace(names, "[]").replace("[{}]", "[]"), "at least one instruction"),
-        (whole.replace("1", '"one"'), "a number"),
+        (whole.replace("1", "[1]"), "a key, a text"),
     ):
         file.write_text(text)
         with pytest.raises(StoreError, match=words):
-            read_ifeval(file)
+            read_prompts(Ifeval, file)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +440,8 @@ def test_a_run_scores_base_warm_up_and_what_it_ends_with(three: Path, tmp_path: 
     )
     assert difference["difference"]["value"] == 0.5 and difference["difference"]["n"] == 2
     Marker(folder / "iteration-1", "pairs").write({"recipe": {}, "pairs": 1})
-    found = compare([f"{folder}:base", f"{folder}:iteration-1"])
-    assert found["differences"][0]["task"] == "ifeval-run"
+    sides = compare([f"{folder}:base", f"{folder}:iteration-1"])
+    assert sides["differences"][0]["task"] == "ifeval-run"
 
 
 def test_what_the_run_has_scored_already_is_not_asked_again(three: Path, tmp_path: Path) -> None:

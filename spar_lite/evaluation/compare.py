@@ -30,6 +30,7 @@ SAME = ("prompts.kinds", "prompts.per_prompt")
 
 IDENTITY: dict[str, tuple[str, ...]] = {
     "ifeval": ("texts",),
+    "ifbench": ("texts", "verifiers"),
     "constraints": ("texts",),
     "judge": ("texts",),
     "refine": ("texts", "model", "quantization", "answer_tokens"),

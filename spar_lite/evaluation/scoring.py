@@ -21,7 +21,8 @@ from spar_lite.evaluation.heldout import (
 from spar_lite.evaluation.runner import Job, evaluate
 from spar_lite.evaluation.stats import paired_change
 from spar_lite.evaluation.target import Target
-from spar_lite.evaluation.tasks import ifeval
+from spar_lite.evaluation.tasks.ifeval import Ifeval
+from spar_lite.evaluation.verified import VerifiedPrompt, read_prompts
 from spar_lite.recipe import Decoding, Recipe
 from spar_lite.records import Prompt, Response
 from spar_lite.run import (
@@ -172,7 +173,7 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
         target = Target(f"{run.folder} {place}", recipe, run.folder / "eval" / place, loaded)
         job = Job(target, target.home, run.screen, run.open_engine, bar=f"{name}/ifeval")
         plan = job.plan("greedy", 1, settings.ifeval_tokens)
-        card = evaluate(job, ifeval.Ifeval(ifeval_prompts(recipe), plan, IFEVAL_FILES))
+        card = evaluate(job, Ifeval(ifeval_prompts(recipe), plan, IFEVAL_FILES))
         found, strict = card["scores"], "prompt_level_strict_acc"
         return {"checkpoint": place, strict: found[strict]["value"], "scores": found}
 
@@ -183,16 +184,15 @@ def score_ifeval(run: Run, name: str, iteration: int | None) -> None:
     StepFolder(run, name).report("ifeval", work, keys=keys, inputs=[adapters], leaves=files)
 
 
-def ifeval_prompts(recipe: Recipe) -> Sequence[ifeval.IfevalPrompt]:
+def ifeval_prompts(recipe: Recipe) -> Sequence[VerifiedPrompt]:
     """The prompts that the recipe asks for; the verifiers take every one of them.
 
     Raises:
         SparError: the extra, NLTK's data or the prompts are not there.
         RecipeError: there are fewer prompts than asked for.
     """
-    ifeval.verifiers()  # what is missing is said before anything is read
     count, path = recipe.evaluate.ifeval, recipe.evaluate.ifeval_data
-    found = ifeval.read_ifeval(Path(path) if path else None, "evaluate.ifeval_data: FILE")
+    found = read_prompts(Ifeval, Path(path) if path else None, "evaluate.ifeval_data: FILE")
     if len(found) < count:
         raise RecipeError(f"evaluate.ifeval wants {count} prompts, found {len(found)}.")
     return found[:count]
