@@ -9,7 +9,7 @@ import bitsandbytes
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config
 
 from spar_lite.app.cli import main
 from spar_lite.app.kernels import Count
@@ -116,10 +116,19 @@ def test_the_command_counts_a_model_that_is_not_there() -> None:
 def test_a_wrong_wish_is_one_line(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model:\n  id: some/model\n")
+    T5Config().save_pretrained(tmp_path / "t5")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    folders = [
+        ([str(recipe), "--simulate", "-o", f"model.id={tmp_path / name}"], "cannot be simulated")
+        for name in ("t5", "empty", "broken")
+    ]
     for words, expected in (
         (["--shape", "tiny", "--card", "h100"], "want --simulate"),
         (["--shape", "tiny", "--simulate", "--tokens", "9", "3"], "--tokens: wanted the least"),
         ([str(recipe), "--simulate"], "some/model cannot be planned"),
+        *folders,
     ):
         done = CliRunner().invoke(main, ["bench", *words])
         assert done.exit_code == 2 and expected in done.output, done.output

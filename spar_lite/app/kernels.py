@@ -70,6 +70,8 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return torch.zeros(args[0].shape, dtype=args[0].dtype)  # the tokens that were drawn
         out = func(*args, **kwargs)
         view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if name == "lift_fresh":  # what torch.tensor makes
+            self.made.add(_storage(out))
         if self.paused or view or name in FREE:
             return out
         inputs, outputs = _tensors((args, kwargs)), _tensors(out)
@@ -96,7 +98,8 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kernels[name] += 1
         self.made.update(map(_storage, written))
         for tensor, size in (*((t, _size(t)) for t in (*read, *written)), *others):
-            self.bytes[self._part(tensor)] += size
+            if tensor.device.type == self.device:
+                self.bytes[self._part(tensor)] += size
 
     def _part(self, tensor: Tensor) -> str:
         if _storage(tensor) in self.cache:

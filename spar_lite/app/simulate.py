@@ -123,10 +123,11 @@ def count_step(model: Any, lengths: Sequence[int], rule: Rule) -> Count:
 def count_weights(model: Any, weights: Weights, lengths: Sequence[int], rule: Rule) -> Count:
     """Count a step with the refiner's products computed in one of the three ways."""
     kinds = {"fused": FusedAdapter, "merged": MergedWeights}
-    fast = kinds[weights](model, ADAPTERS["refiner"]) if weights in kinds else None
+    if weights == "separate":
+        return count_step(model, lengths, rule)
+    fast = kinds[weights](model, ADAPTERS["refiner"])
     count = count_step(model, lengths, rule)
-    if fast is not None:
-        fast.remove()
+    fast.remove()
     return count
 
 
@@ -137,7 +138,10 @@ def simulate(recipe: Recipe, card: str, rows: int, tokens: tuple[int, int]) -> d
     and two of them; where a model has several kinds of layers, all are run.
 
     Raises:
-        ModelError: the model's shape is not known, or its layers are none that slots can serve.
+        ModelError: the model's shape is not known.
+        OSError: its config.json cannot be read.
+        ValueError: it is no causal LM, or its layers are none that slots can serve.
+        RuntimeError: it does what the meta device cannot, as models of experts do.
     """
     config, settings = _config(recipe.model), recipe.model
     quantized = settings.quantization != "none"
@@ -161,10 +165,7 @@ def simulate(recipe: Recipe, card: str, rows: int, tokens: tuple[int, int]) -> d
     found: dict[str, Any] = {"model": settings.id, "card": card, "rows": rows, "tokens": tokens}
     found |= {"layers": layers, "cache_bytes_in_groups": sizes, "weights": {}}
     for weights in get_args(Weights):
-        try:
-            one, many = (count_weights(model, weights, lengths, rule) for model in models)
-        except ValueError as error:
-            raise ModelError(f"{settings.id}: {error}; static batches are not simulated.") from None
+        one, many = (count_weights(model, weights, lengths, rule) for model in models)
         step = _step(one, many, deep, layers, rows, card)
         copies = copy_bytes(models[0], ADAPTERS["refiner"]) * layers if weights == "merged" else 0
         held = base + copies + position * rows * -(-high // BLOCK) * BLOCK
@@ -176,8 +177,7 @@ def in_groups(lengths: Sequence[int], count: int) -> int:
     """Tokens read if rows, sorted, are in ``count`` groups that each read up to their longest."""
     rows = sorted(lengths)
     ends = [len(rows) * n // count for n in range(count + 1)]
-    pairs = itertools.pairwise(ends)
-    return sum((end - start) * rows[end - 1] for start, end in pairs if end > start)
+    return sum((end - start) * rows[end - 1] for start, end in itertools.pairwise(ends))
 
 
 def _config(model: Model) -> Any:
@@ -186,11 +186,7 @@ def _config(model: Model) -> Any:
     folder = Path(model.id).expanduser()
     if not folder.is_dir():
         model_shape(model)  # it says what to do
-    try:
-        return AutoConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model.id}: its config.json cannot be read: {reason}") from None
+    return AutoConfig.from_pretrained(str(folder))
 
 
 def _step(one: Count, many: Count, deep: int, layers: int, rows: int, card: str) -> dict[str, Any]:
@@ -224,7 +220,11 @@ def count_and_show(
     """Simulate a step, and print it."""
     if tokens[0] > tokens[1]:
         raise RecipeError(f"--tokens: wanted the least and then the most, found {tokens}.")
-    found = simulate(recipe, card, rows, tokens)
+    try:
+        found = simulate(recipe, card, rows, tokens)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{recipe.model.id} cannot be simulated: {reason}") from None
     if as_json:
         click.echo(json_text({**found, "note": ABSENT}, indent=1))
         return
@@ -244,11 +244,10 @@ def count_and_show(
             f"{step['kernels']:,} kernels x {1e6 * LAUNCH.low:.0f} to {1e6 * LAUNCH.high:.0f} "
             f"microseconds = {1e3 * low:.0f} to {1e3 * high:.0f} ms"
         )
-    console.print(table)
-    for weights, step in found["weights"].items():
         if step["held_bytes"] > CARDS[card].memory * GB:
             held = f"{step['held_bytes'] / GB:.1f} GB of weights and cache"
             lines.append(f"{weights} does not fit: {held}. Take fewer rows or tokens.")
+    console.print(table)
     sizes = found["cache_bytes_in_groups"]
     groups = (f"in {n} groups by length {sizes[n] / GB:.2f} GB" for n in (2, 3))
     lines.append(
