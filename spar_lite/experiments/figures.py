@@ -59,6 +59,7 @@ def draw(stem: Path, panels: Sequence[Panel], caption: str) -> list[Path]:
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure  # without pyplot it wants no window
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise SparError(INSTALL) from None
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +71,9 @@ def draw(stem: Path, panels: Sequence[Panel], caption: str) -> list[Path]:
     written = []
     for theme, (ground, ink, colours) in THEMES.items():
         with mpl.rc_context({**plain, "font.size": 9, **dict.fromkeys(inked, ink)}):
-            figure = Figure(figsize=(wide, high), dpi=150, facecolor=ground, layout="constrained")
             part = PANEL_HEIGHT / high
-            figure.get_layout_engine().set(rect=(0, 1 - part, 1, part))
+            layout = ConstrainedLayoutEngine(rect=(0, 1 - part, 1, part))
+            figure = Figure(figsize=(wide, high), dpi=150, facecolor=ground, layout=layout)
             every = figure.subplots(1, len(panels), squeeze=False)[0]
             for panel, axes in zip(panels, every, strict=True):
                 axes.set_facecolor(ground)
