@@ -24,6 +24,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from spar_lite.errors import ModelError, SparError, TrainingError
 
@@ -35,8 +36,8 @@ LOST = (
     "killed: look at the memory of its machine. The same command goes on from here."
 )
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_", "GROUP_", "ROLE_",
-            "ACCELERATE_", "TORCHELASTIC_")  # fmt: skip
+LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+            "GROUP_WORLD_SIZE", "ROLE_", "ACCELERATE_", "TORCHELASTIC_")  # fmt: skip
 """How the names of a launcher's variables begin."""
 
 
@@ -52,7 +53,7 @@ def together() -> Iterator[bool]:
     """
     _take_own_card()
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
         dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"the processes of this launch do not meet: {error}") from None
@@ -62,8 +63,11 @@ def together() -> Iterator[bool]:
     try:
         yield rank == 0
     except (SparError, KeyboardInterrupt):
-        if _is_said(store):
-            sys.exit(2)
+        said = 1
+        with suppress(RuntimeError):  # of a launcher that is gone
+            said = store.add("said", 1)
+        if said > 1:
+            sys.exit(2)  # another process says why
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -73,7 +77,8 @@ def together() -> Iterator[bool]:
 def _take_own_card() -> None:
     """Let this process see one card alone, which libraries then take without being told."""
     for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
+        asked = os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true"
+        if asked and os.environ["RANK"] == "0":  # the others are waiting for it, and end with it
             raise ModelError(
                 f"accelerate is set up for {way}, and every process here holds the whole base: "
                 "launch with --multi_gpu, and without its configuration (--config_file)."
@@ -92,13 +97,6 @@ def _take_own_card() -> None:
 def _ended(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise TrainingError(LOST)
-
-
-def _is_said(store: dist.Store) -> bool:
-    """Whether another process says already why all end; the launcher knows, unless it is gone."""
-    with suppress(RuntimeError):
-        return store.add("said", 1) > 1
-    return False
 
 
 def processes() -> int:

@@ -533,6 +533,30 @@ def test_what_cannot_be_started_is_one_line(tmp_path: Path) -> None:
             said(engine, "base")
 
 
+@pytest.mark.parametrize("padding", [0, 285])
+@pytest.mark.parametrize("option", [["--api-key", "sk-GIVEN"], ["--api-key=sk-GIVEN"]])
+def test_what_a_server_says_while_it_starts_is_shown_without_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], padding: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET")
+    monkeypatch.setattr("spar_lite.engines.process.LINE_EVERY", 0.0)
+    # Said in the course of the start, then at its failure; of a long text the end is shown.
+    code = (
+        "import os, sys, time; print(sys.argv, os.environ['OPENAI_API_KEY'], flush=True);"
+        f"print('x' * {padding}); time.sleep(1.2); sys.exit('no card')"
+    )
+    url, shown = f"http://127.0.0.1:{free_port()}/v1", []
+    engine = opened(recipe_for(url, start=[sys.executable, "-c", code, *option]), tmp_path)
+    assert engine.process is not None
+    engine.process.say = shown.append
+    with pytest.raises(EngineError, match="no card") as error:
+        said(engine, "base")
+    text = "\n".join([*shown, str(error.value)])
+    assert any(": 0 s: " in line or ": 1 s: " in line for line in shown)
+    assert "SECRET" not in text and "GIVEN" not in text
+    assert padding or "(key)" in text
+
+
 @pytest.mark.parametrize(
     ("engine", "words"),
     [

@@ -65,7 +65,7 @@ def _open_server(
     process = None
     if settings.start:
         log = (folder or Path()) / "server.log"
-        process = ServerProcess(settings.start, settings.url, log, say)
+        process = ServerProcess(settings.start, settings.url, log, say, key)
 
     @functools.cache
     def load_chat() -> Chat | None:

@@ -13,6 +13,7 @@ import time
 import urllib.parse
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from spar_lite.engines.guard import GRACE
@@ -36,10 +37,16 @@ class ServerProcess:
         url: where it will answer, on this machine.
         log: its output is added to this file.
         say: told how far it is.
+        key: never shown, nor is one that the command names (--api-key): a server may print both.
     """
 
     def __init__(
-        self, command: str | Sequence[str], url: str, log: Path, say: Callable[[str], None]
+        self,
+        command: str | Sequence[str],
+        url: str,
+        log: Path,
+        say: Callable[[str], None],
+        key: str | None = None,
     ) -> None:
         words = shlex.split(command) if isinstance(command, str) else list(command)
         parts = urllib.parse.urlsplit(url)
@@ -49,6 +56,10 @@ class ServerProcess:
             if not any(word.partition("=")[0] == option for word in words):
                 words += [option, str(value)]
         self.command, self.log, self.say = words, log, say
+        options = [part for word in words for part in word.split("=", 1)]
+        named = [value for option, value in pairwise(options) if option == "--api-key"]
+        # A longer one first: another may be a part of it.
+        self._secrets = sorted(filter(None, {key, *named}), key=len, reverse=True)
         self._end: weakref.finalize[..., ServerProcess] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -114,7 +125,10 @@ class ServerProcess:
         with self.log.open("rb") as log:
             log.seek(offset)
             lines = log.read().decode("utf-8", "replace").split("\n")
-        return " ".join(" ".join(lines).split())[-300:] or "nothing"
+        words = " ".join(" ".join(lines).split())
+        for secret in self._secrets:  # before a cut that may leave half of one
+            words = words.replace(secret, "(key)")
+        return words[-300:] or "nothing"
 
 
 def _stop(guard: subprocess.Popen[bytes]) -> None:
