@@ -28,6 +28,7 @@ FLOORS = {
     "judge": 3,
     "search": 3,
     "pairs": 3,
+    "lessons": 3,
     "model": 3,
     "train": 3,
     "engines.open": 3,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spar_lite import constraints, warmup
+from spar_lite import constraints, lessons
 from spar_lite.constraints.kinds import KINDS, EndsWith, StartsWith
 from spar_lite.constraints.text import sentences
 from spar_lite.data.prompts import builtin_prompts, requirements
@@ -52,7 +52,7 @@ def test_a_model_is_taught_its_own_good_answers_and_their_small_corruptions() ->
     """What it said well is not touched; the bad texts miss the phrase, or are no answer."""
     also = "Well, most people drink tea with a little milk."
     said = [answer(BARE, 0), answer(GOOD, 1), answer(also, 2), answer("", 3)]
-    rows = warmup.lessons([ASK], said, seed=0, minimal=1)
+    rows = lessons.lessons([ASK], said, seed=0, minimal=1)
     answers, passed, bad, mended = texts(rows)
     assert answers == [GOOD, also], "its own words, the shorter first"
     assert passed == [GOOD, also, "Well: Tea is a warm drink made of leaves."]
@@ -61,8 +61,8 @@ def test_a_model_is_taught_its_own_good_answers_and_their_small_corruptions() ->
     assert not RULE.check(missing) and rule.check(missing)
     assert RULE.check(thin) and not rule.check(thin)
     assert mended[-1] == (BARE, passed[2]), "what it said badly, where a repair helps"
-    assert warmup.actor_rows(rows) == [row for row in rows if row.kind == "answer"]
-    assert len(warmup.refiner_rows(rows)) == 6
+    assert lessons.actor_rows(rows) == [row for row in rows if row.kind == "answer"]
+    assert len(lessons.refiner_rows(rows)) == 6
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_model_is_taught_its_own_good_answers_and_their_small_corruptions() ->
     ],
 )
 def test_what_a_good_text_keeps_of_a_bad_one(bad: str, share: float) -> None:
-    assert warmup.kept_share(bad, GOOD) == pytest.approx(share)
+    assert lessons.kept_share(bad, GOOD) == pytest.approx(share)
 
 
 def test_where_nothing_is_kept_the_no_stands_alone() -> None:
@@ -86,18 +86,18 @@ def test_where_nothing_is_kept_the_no_stands_alone() -> None:
     said.append(answer("Well, my dogs run all day long.", 0, "w-1"))
     single = 0
     for seed in range(20):
-        rows = warmup.lessons([ASK, dogs], said, seed)
+        rows = lessons.lessons([ASK, dogs], said, seed)
         _, _, failed, mended = texts(rows)
         assert len(failed) == 4
         refined = dict(mended)
         for bad in failed:
             single += bad not in refined
-        assert all(warmup.kept_share(b, g) >= warmup.REFINABLE for b, g in mended)
+        assert all(lessons.kept_share(b, g) >= lessons.REFINABLE for b, g in mended)
     assert single > 0, "the other topic's answers"
 
 
 def test_without_a_good_answer_one_that_a_repair_makes_good_is_taught() -> None:
-    answers, _, _, mended = texts(warmup.lessons([ASK], [answer(BARE)], seed=0))
+    answers, _, _, mended = texts(lessons.lessons([ASK], [answer(BARE)], seed=0))
     assert answers == ["Well: Tea is a warm drink made of leaves."]
     assert (BARE, answers[0]) in mended
 
@@ -112,8 +112,8 @@ def test_without_a_good_answer_one_that_a_repair_makes_good_is_taught() -> None:
     ],
 )
 def test_what_no_repair_makes_an_answer_gives_no_lesson(text: str) -> None:
-    assert warmup.lessons([ASK], [answer(text)], seed=0) == []
-    assert warmup.lessons([ASK], [], seed=0) == []
+    assert lessons.lessons([ASK], [answer(text)], seed=0) == []
+    assert lessons.lessons([ASK], [], seed=0) == []
 
 
 def test_every_row_is_right_and_no_canned_sentence_comes_more_than_rarely() -> None:
@@ -132,7 +132,7 @@ def test_every_row_is_right_and_no_canned_sentence_comes_more_than_rarely() -> N
         for p in prompts
         for k, fact in enumerate(facts)
     ]
-    rows = warmup.lessons(prompts, said, seed=0, minimal=1)
+    rows = lessons.lessons(prompts, said, seed=0, minimal=1)
     by_id = {p.id: p for p in prompts}
     for row in rows:
         known = requirements(by_id[row.id.partition("/")[0]])
@@ -151,7 +151,7 @@ def test_every_row_is_right_and_no_canned_sentence_comes_more_than_rarely() -> N
 
 def test_the_bad_text_differs_from_the_good_in_one_constraint_only() -> None:
     known = [StartsWith("Well"), EndsWith("That is all")]
-    good, bad = warmup.good_and_bad(known, "Well: tea is warm. That is all.", seed=1) or ("", "")
+    good, bad = lessons.good_and_bad(known, "Well: tea is warm. That is all.", seed=1) or ("", "")
     assert all(constraints.check_all(known, good))
     assert sorted(constraints.check_all(known, bad)) == [False, True]
 
@@ -168,4 +168,4 @@ def test_the_bad_text_differs_from_the_good_in_one_constraint_only() -> None:
     ],
 )
 def test_whole_sentences(text: str, kept: str) -> None:
-    assert warmup.whole_sentences(text) == kept
+    assert lessons.whole_sentences(text) == kept

@@ -25,12 +25,13 @@ from spar_lite.evaluation.runner import Job, evaluate, kinds_named
 from spar_lite.evaluation.target import Target
 from spar_lite.evaluation.tasks.judge import Judging, minimal_pairs
 from spar_lite.evaluation.tasks.refine import Refining
+from spar_lite.lessons import refiner_rows
 from spar_lite.recipe import load_recipe
 from spar_lite.records import TrainingExample, stable_seed
 from spar_lite.run import Run
 from spar_lite.steps import training_progress
 from spar_lite.store import StageFile, json_text, write_text
-from spar_lite.warmup import in_order, refiner_rows, warmup_rows, warmup_tasks
+from spar_lite.warmup import in_order, warmup_rows, warmup_tasks
 
 COLUMNS = {
     "judge right, %": ("judge", "accuracy"),

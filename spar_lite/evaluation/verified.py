@@ -56,7 +56,7 @@ class VerifiedResult:
 class Verified(Decoded[VerifiedResult]):
     """A benchmark's prompts on a target's answers.
 
-    ``title``: its name for people. ``by``: whose verifiers. ``hub``: its data set there.
+    ``title``: its name for people. ``by``: whose verifiers they are. ``hub``: its data set there.
     ``source``: its file and where that is found.
     """
 
@@ -314,7 +314,7 @@ def make_command(kind: type[Verified]) -> click.Command:
         }
 
     about = (
-        f"{kind.title}, by {kind.by}'s verifiers.\n\n"
+        f"{kind.title}, by {kind.by} verifiers.\n\n"
         "Prompt and instruction level, strict and loose. TARGET's answers, or a file of "
         '--responses with "key" or "prompt", and "response", on each line.'
     )

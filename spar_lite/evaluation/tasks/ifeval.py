@@ -21,7 +21,7 @@ class Ifeval(Verified):
 
     name = "ifeval"
     title = "IFEval"
-    by = "lm-evaluation-harness"
+    by = "lm-evaluation-harness's"
     hub = "google/IFEval"
     source = "input_data.jsonl (google-research, instruction_following_eval)"
 

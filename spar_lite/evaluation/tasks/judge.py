@@ -32,11 +32,11 @@ from spar_lite.evaluation.runner import (
 from spar_lite.evaluation.stats import Interval, bootstrap, f1, macro_mean, mean, share
 from spar_lite.evaluation.tasks import by_group, from_hub
 from spar_lite.judge import judge_answer
+from spar_lite.lessons import good_and_bad, whole_sentences
 from spar_lite.recipe import Judge
 from spar_lite.records import Cost, Prompt, Response, Vote, stable_seed
 from spar_lite.steps import collect
 from spar_lite.store import StageFile
-from spar_lite.warmup import good_and_bad, whole_sentences
 
 
 @dataclass(frozen=True, slots=True)
