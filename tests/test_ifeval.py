@@ -459,7 +459,7 @@ def test_ifeval_may_be_asked_for_later(
     """Nothing but its own steps depends on its keys."""
     uses: dict[str, list[str]] = {}
 
-    def note(self: StepFolder, name: str, keys: list[str], *_: Any) -> None:
+    def note(self: StepFolder, name: str, keys: list[str], *_: Any, **__: Any) -> None:
         uses[f"{self.name}/{name}"] = list(recipe_slice(self.run.recipe, keys))
 
     monkeypatch.setattr(StepFolder, "_step", note)
