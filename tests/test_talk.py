@@ -161,3 +161,25 @@ def test_refine_writes_its_tree_as_a_page(tmp_path: Path, monkeypatch: pytest.Mo
     nodes = {node["path"]: texts[node["text"]["t"]] for node in tree["nodes"]}
     assert nodes["0.1"] == "mended" and nodes["0"] == "still wrong" and "<b>html" in nodes[""]
     assert "<b>html" not in text
+
+
+def test_ctrl_c_while_a_word_is_written_does_not_write_it_twice() -> None:
+    class Streams(ScriptedEngine):
+        def stream(self, role: Role, request: Request) -> Iterator[str]:
+            yield "one"
+
+    class File(io.StringIO):
+        pressed = False
+
+        def flush(self) -> None:
+            if self.getvalue().endswith("one") and not self.pressed:
+                self.pressed = True
+                raise KeyboardInterrupt
+
+    console = Console(file=File(), width=200)
+    chat = Chat(console, Streams(lambda *_: ""), recipe())
+    with pytest.raises(KeyboardInterrupt):
+        chat.take("hello")
+    assert isinstance(console.file, File) and console.file.pressed
+    assert console.file.getvalue() == "one (stopped)"
+    assert [turn.content for turn in chat.turns] == ["hello", "one"]

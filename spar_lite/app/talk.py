@@ -155,7 +155,7 @@ class Chat:
             print_plain(self.console, HELP)
 
     def answer(self, text: str) -> None:
-        """Let the present role answer; Ctrl-C keeps what is there of it."""
+        """Let the present role answer; Ctrl-C keeps what is there of it, and is passed on."""
         self.turns.append(Message("user", text))
         request, shown, reply = self._request(), "", ""
         try:
@@ -163,12 +163,17 @@ class Chat:
                 new = harmless(reply)
                 # What ends in half a character may still change.
                 if new.startswith(shown) and not new.endswith("\ufffd"):
-                    print_plain(self.console, new[len(shown) :], end="")
+                    # Not by the console: a Ctrl-C while it writes makes it write twice.
+                    self.console.file.write(new[len(shown) :])
+                    self.console.file.flush()
                     shown = new
         except KeyboardInterrupt:
             print_plain(self.console, " (stopped)", "dim", end="")
-        self.console.print()
-        self.turns.append(Message("assistant", strip_thinking(reply)))
+            raise
+        else:
+            self.console.print()
+        finally:
+            self.turns.append(Message("assistant", strip_thinking(reply)))
 
     def both(self, text: str) -> None:
         """All three answer the same words, the chat so far left out of it."""
