@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from spar_lite.app.cli import main
 from spar_lite.app.console import INVISIBLE
 from spar_lite.app.show import difference
 from spar_lite.records import Judgement, PreferencePair, Tree
-from spar_lite.store import StageFile
+from spar_lite.store import Marker, StageFile
 from tests.loops import HOSTILE, play
 
 
@@ -70,6 +71,22 @@ def test_an_unknown_id_is_one_line(run: Path, words: list[str], expected: str) -
     said = show(run, *words)
     assert said.exit_code == 2 and expected in said.output
     assert said.output.count("\n") == 1 and "\x1b" not in said.output
+
+
+def test_ids_that_users_chose_and_pairs_without_a_prompt(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    for path in (own / "iteration-1").glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"train-', '"my/own-'))
+    said = show(own, "my/own-0000")
+    assert said.exit_code == 0 and "answer my/own-0000/0" in said.output
+    assert "judgement my/own-0000/1" in said.output
+    pair = StageFile(own / "iteration-1", "pairs", PreferencePair).load()[0]
+    released = StageFile(own / "bootstrap", "pairs", PreferencePair)
+    released.finish([dataclasses.replace(pair, id="theirs", prompt_id="theirs")])
+    Marker(own / "bootstrap", "pairs").write({})
+    said = show(own, "theirs")
+    assert said.exit_code == 0 and "bootstrap, pair theirs" in said.output
 
 
 def test_words_that_differ_by_hand() -> None:

@@ -8,7 +8,6 @@ after asking, sends anything anywhere.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from spar_lite.evaluation.target import Target, find_target
 from spar_lite.loop import summaries
 from spar_lite.records import PreferencePair, Prompt, Role, Tree, to_json
 from spar_lite.run import ROLES, saved_recipe
-from spar_lite.store import Marker, StageFile, json_text, write_text
+from spar_lite.store import Marker, StageFile, json_text, read_json, write_text
 
 T = TypeVar("T")
 
@@ -119,7 +118,7 @@ def trained(source: Source) -> tuple[Path, bool, list[str]]:
 def write_adapter(source: Source, folder: Path) -> list[str]:
     """PEFT's two files; the base is named as the recipe names it, not by where it was cached."""
     adapter, _, facts = trained(source)
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(adapter / "adapter_config.json") or {}
     config["base_model_name_or_path"] = source.target.recipe.model.id
     write_text(folder / "adapter_config.json", json_text(config, indent=2) + "\n")
     shutil.copy(adapter / "adapter_model.safetensors", folder)

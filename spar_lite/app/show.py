@@ -103,9 +103,11 @@ def find(recipe: Recipe, folder: Path, id: str) -> list[Found]:
                 if isinstance(record, Prompt):
                     prompts[record.id] = record
                 # A judgement has the id of its answer, PROMPT/NUMBER.
-                owner = getattr(record, "prompt_id", record.id.partition("/")[0])
+                above = record.id if isinstance(record, Prompt) else record.id.rpartition("/")[0]
+                owner = getattr(record, "prompt_id", above)
                 if id in (record.id, owner, getattr(record, "response_id", None)):
-                    found.append(Found(place, prompts[owner], record))
+                    # Released pairs have no prompt of the run.
+                    found.append(Found(place, prompts.get(owner, Prompt(owner, "")), record))
                 known[record.id] = None
     held = heldout_results(recipe, folder)
     for prompt in heldout(recipe) if held else ():
@@ -114,7 +116,9 @@ def find(recipe: Recipe, folder: Path, id: str) -> list[Found]:
             found += [Found(p, prompt, r) for p, some in held.items() for r in some if r.id == id]
     if not found:
         hint = did_you_mean(id, known)
-        raise StoreError(f'{folder} has nothing with the id "{id}" ({len(known)} others).{hint}')
+        raise StoreError(
+            f'{folder} has nothing with the id "{plain(id)}" ({len(known)} others).{hint}'
+        )
     return found
 
 
