@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from spar_lite.distributed import _take_own_card
+from spar_lite.errors import ModelError
 from spar_lite.loop import execute
 from spar_lite.recipe import dump_recipe
 from spar_lite.store import read_json
@@ -196,6 +198,37 @@ def test_what_fails_in_both_is_said_once(
             process.join(PATIENCE)
             assert process.exitcode == 2, said.read_text()
     assert len(found := errors(said)) == 1 and words in found[0]
+
+
+@pytest.mark.parametrize(
+    ("seen", "place", "own"), [(None, 0, "0"), (None, 1, "1"), ("4,7", 1, "7")]
+)
+def test_each_process_sees_its_own_card_alone(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, place: int, own: str
+) -> None:
+    launched(monkeypatch, place, seen)
+    _take_own_card()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+
+
+def test_a_launch_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, 2)
+    with pytest.raises(ModelError, match="found 2 for process 3"):
+        _take_own_card()
+    launched(monkeypatch, 0)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ModelError, match="set up for FSDP"):
+        _take_own_card()
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, place: int, seen: str | None = None) -> None:
+    """As a launcher would on a machine with two cards."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen or "")
+    if seen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, str(place))
 
 
 @pytest.mark.slow
