@@ -43,18 +43,29 @@ from spar_lite.warmup import ALONE, fit, fit_pairs, kinds, warm_up
 
 def spar(run: Run) -> None:
     """The whole run: the base's score, the warm-up, the iterations; each checkpoint is scored."""
-    score(run, "base", None)
-    score_ifeval(run, "base", None)
-    if start_folder(run.recipe) == "bootstrap":
-        warm_up(run)
-        score(run, "bootstrap", 0)
-        score_ifeval(run, "bootstrap", 0)
+    prepare(run)
     for number in range(1, run.recipe.iterations + 1):
         train(run, number, self_play(run, number))
         score(run, f"iteration-{number}", number)
         keep_better(run, number)
     if last := run.recipe.iterations:
         score_ifeval(run, f"iteration-{last}", last)
+
+
+def explore(run: Run) -> None:
+    """The run until iteration 1 has played and nothing has learnt from it yet."""
+    prepare(run)
+    self_play(run, 1)
+
+
+def prepare(run: Run) -> None:
+    """All that comes before iteration 1."""
+    score(run, "base", None)
+    score_ifeval(run, "base", None)
+    if start_folder(run.recipe) == "bootstrap":
+        warm_up(run)
+        score(run, "bootstrap", 0)
+        score_ifeval(run, "bootstrap", 0)
 
 
 def execute(run: Run) -> dict[str, Summary]:

@@ -582,6 +582,21 @@ def _read(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path.resolve() in over:
         raise RecipeError(f'{path}: "base" leads back to it.')
+    data = read_yaml(path)
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: wanted the path of a recipe, found {base!r}.")
+    return _laid_over(data, _read(path.parent / Path(base).expanduser(), (*over, path.resolve())))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        RecipeError: there is no such file, or it holds no keys.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -594,12 +609,7 @@ def _read(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"{path}:{line} is not YAML: {_first_line(error)}") from None
     if not isinstance(data, dict):
         raise RecipeError(f'{path}: wanted keys such as "model:", found {type(data).__name__}.')
-    if "base" not in data:
-        return data
-    base = data.pop("base")
-    if not isinstance(base, str):
-        raise RecipeError(f"{path}: base: wanted the path of a recipe, found {base!r}.")
-    return _laid_over(data, _read(path.parent / Path(base).expanduser(), (*over, path.resolve())))
+    return data
 
 
 def _laid_over(data: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

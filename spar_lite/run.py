@@ -55,10 +55,15 @@ class Screen:
 
 
 class Step(NamedTuple):
-    """One step of a loop: its name, such as "iteration-1/trees", and whether it is finished."""
+    """One step of a loop: its name, such as "iteration-1/trees", and whether it is finished.
+
+    ``keys``, ``inputs``: what it depends on, as it says it itself.
+    """
 
     label: str
     done: bool
+    keys: Sequence[str]
+    inputs: Sequence[Any]
 
 
 class Adapters(NamedTuple):
@@ -118,15 +123,15 @@ class Run:
 
     def unfinished(self, loop: Loop) -> list[str]:
         """The labels of the steps still to do."""
-        return [step.label for step in self._steps(loop, lenient=False) if not step.done]
+        return [step.label for step in self.steps(loop, lenient=False) if not step.done]
 
     def summaries(self, loop: Loop) -> dict[str, Summary]:
         """What every finished step noted when it ended, by label, in the loop's order."""
-        labels = [step.label for step in self._steps(loop, lenient=True) if step.done]
+        labels = [step.label for step in self.steps(loop, lenient=True) if step.done]
         found = {label: Marker(self.folder, label).read() for label in labels}
         return {label: summary for label, summary in found.items() if summary is not None}
 
-    def _steps(self, loop: Loop, lenient: bool) -> list[Step]:
+    def steps(self, loop: Loop, lenient: bool) -> list[Step]:
         """All steps of a loop in their order, from their marks; nothing is done."""
         found: list[Step] = []
         loop(Run(self.recipe, self.folder, Screen(), listing=found, lenient=lenient))

@@ -261,7 +261,7 @@ class StepFolder:
         if begun is not None:
             _check(run, label, begun, keys, inputs, "begun")
         if run.listing is not None:
-            run.listing.append(Step(label, found is not None))
+            run.listing.append(Step(label, found is not None, keys, inputs))
         if found is not None or run.listing is not None:
             return
         made = {"recipe": recipe_slice(run.recipe, keys), "inputs": _digests(run.folder, inputs)}
@@ -360,6 +360,11 @@ def _check(
 
 def _digests(folder: Path, inputs: Sequence[Input]) -> dict[str, str | None]:
     """SHA-256 of each input's file by its name in the run; None where there is no such file yet."""
+    return {name: _digest(path) for name, path in input_files(folder, inputs).items()}
+
+
+def input_files(folder: Path, inputs: Sequence[Input]) -> dict[str, Path]:
+    """Each input's file by its name in the run."""
     paths: list[Path] = []
     for source in inputs:
         if isinstance(source, Adapters):
@@ -367,7 +372,7 @@ def _digests(folder: Path, inputs: Sequence[Input]) -> dict[str, str | None]:
         else:
             paths.append(source.path if isinstance(source, Records) else source)
     inside = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
-    return {str(name): _digest(path) for name, path in zip(inside, paths, strict=True)}
+    return dict(zip(map(str, inside), paths, strict=True))
 
 
 def _digest(path: Path) -> str | None:

@@ -185,6 +185,8 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
     """The rows that are taught: lessons of the base model's own answers, or a file's."""
     recipe, at = run.recipe, StepFolder(run, "bootstrap")
     warm, asked = recipe.bootstrap, warmup_tasks(recipe)
+    # The loop's tasks decide nothing of a warm-up that has its own.
+    loops = [key for key, own in zip(TASKS, (warm.kinds, warm.per_prompt), strict=True) if not own]
     if warm.source != "constraints":
         return _released(at)
     prompts = at.once(
@@ -192,7 +194,7 @@ def warmup_rows(run: Run) -> Records[TrainingExample]:
         Prompt,
         lambda: builtin_prompts(asked, recipe.seed, "warmup", warm.prompts),
         keys=[
-            "seed", *TASKS, "bootstrap.source", "bootstrap.prompts", "bootstrap.kinds",
+            "seed", *loops, "bootstrap.source", "bootstrap.prompts", "bootstrap.kinds",
             "bootstrap.per_prompt",
         ],
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""What shows and measures: the command line, tables and progress, the benchmark, the curve."""
+"""What shows and measures: the command line, tables and progress, the benchmark, sweeps."""

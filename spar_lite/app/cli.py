@@ -29,7 +29,7 @@ COMMANDS = {
     "report": ("report", "Write runs as one HTML page: answers, scores, trees."),
     "export": ("export", "Write an adapter, a merged model, pairs or trees for others."),
     "compare": ("compare", "Compare runs or checkpoints: scores, costs, differences."),
-    "curve": ("curve", "Score a refiner as its warm-up grows."),
+    "sweep": ("sweep", "Run a recipe in cells that differ in a few keys, and compare them."),
     "eval": ("evaluate", "Score a checkpoint, an adapter or a base model."),
     "bench": ("bench", "Measure the speed and memory of engine and training."),
     "doctor": ("doctor", "Check this machine, and that the fast path is right."),

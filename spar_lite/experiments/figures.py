@@ -106,6 +106,8 @@ def _draw_panel(axes: Any, panel: Panel, colours: Sequence[str]) -> None:
     every_x = [x for line in panel.lines for x in line.x]
     if every_x and all(float(x).is_integer() for x in every_x):
         axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(set(every_x)) == 1:
+        axes.set_xticks(every_x[:1])
     if max(every_x, default=0) >= 1000:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.get_major_locator().set_params(nbins=5)
