@@ -16,7 +16,11 @@ from spar_lite.recipe import (
     recipe_slice,
 )
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("**/*.y*ml"))
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "recipes").glob("**/*.y*ml")
+    if path.parent.name != "sweeps"  # they are over recipes: tests/test_sweep.py
+)
 SMALLEST = "model:\n  id: tiny\n"
 
 

@@ -289,7 +289,8 @@ def _iteration(
         yield machine.answer(f"{name}/judgements", asked, judged, lines["judge"], longest)
     # 2. Trees: some are solved at their first level, some take all.
     trees = ASSUMED["failed"].times(recipe.prompts.count)
-    nodes = trees.times(ASSUMED["searched"]).times(search.most)
+    most = 0 if search.strategy == "none" else search.most
+    nodes = trees.times(ASSUMED["searched"]).times(most)
     refined = judged.plus(lines["judge"]).plus(Range(TEMPLATE, TEMPLATE))
     reply = lines["refine"].plus(lines["judge"].times(each))
     longest = int(refined.high) + search.max_new_tokens

@@ -46,12 +46,21 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 def sweep_command(file: Path, folder: Path | None, only_plan: bool, as_json: bool) -> None:
     """Run a recipe in cells that differ in a few keys, and compare them.
 
-    FILE names a recipe, cells (or a grid) and seeds. Every run is a folder of its own; what two of
-    them have in common is done once. The same command goes on where it stopped.
+    Every run is a folder of its own, CELL/seed-N; what two of them have in common is done once. The
+    same command goes on where it stopped. Exits with 1 if a cell failed; the others are done all
+    the same. FILE is YAML:
 
-    With match: pairs (or tokens) in FILE, the smallest number that a cell has after playing
-    iteration 1 is the limit of all cells of that seed in every iteration. Exits with 1 if a cell
-    failed; the others are done all the same.
+    \b
+    base: RECIPE              a path beside FILE
+    set: {KEY: VALUE}         for all cells
+    grid: {KEY: [VALUES]}     every combination is a cell; {NAME: VALUE} names them
+    cells: {NAME: {KEY: VALUE}}   instead of grid
+    seeds: [0, 1, 2]          each cell is run for each
+    match: none | pairs | tokens
+    measure: answers_that_count, judge_agreement, truly_mended, on_topic ...
+
+    match: the least that a cell of a seed makes in iteration 1 (pairs, or generated tokens) is what
+    all of that seed learn from, in that iteration and in every later one.
     """
     sweep = load_sweep(file, folder or Path("runs") / file.stem)
     console = make_console()
