@@ -12,7 +12,7 @@ import shlex
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -566,13 +566,21 @@ class Recipe(Section):
         return self
 
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, with ``base: FILE`` under it, and apply ``key.path=value`` overrides.
 
     Raises:
         RecipeError: one line with the file, the key path, what was wanted and what was found.
     """
-    return parse_recipe(_read(path), str(path), overrides)
+    return load_as(Recipe, path, overrides)
+
+
+def load_as(kind: type[AnyRecipe], path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """The same for a recipe with keys of its own, such as an experiment's."""
+    return parse_as(kind, _read(path), str(path), overrides)
 
 
 def _read(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -627,12 +635,19 @@ def parse_recipe(
     data: dict[str, Any], where: str = "recipe", overrides: Sequence[str] = ()
 ) -> Recipe:
     """Validate plain data as a recipe; errors name ``where`` and the key path."""
+    return parse_as(Recipe, data, where, overrides)
+
+
+def parse_as(
+    kind: type[AnyRecipe], data: dict[str, Any], where: str, overrides: Sequence[str] = ()
+) -> AnyRecipe:
+    """The same for a recipe with keys of its own."""
     for text in overrides:
         _override(data, text)
     try:
-        return Recipe.model_validate(_tuples(data))
+        return kind.model_validate(_tuples(data))
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from None
+        raise RecipeError(f"{where}: {_explain(error, kind)}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -722,12 +737,12 @@ def _tuples(data: Any) -> Any:
     return data
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """One clear line for the first fault, plus how many more there are."""
     faults = {_path(fault["loc"]): fault for fault in reversed(error.errors())}
     path, first = list(faults.items())[-1]
     found = first["input"]
-    about = {name: text for name, _, text in describe_keys()}
+    about = {name: text for name, _, text in describe_keys(kind)}
     if first["type"] == "extra_forbidden":
         text = f'unknown key "{path}".{_suggest_key(path, list(about))}'
     elif first["type"] == "missing":
