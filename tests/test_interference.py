@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from spar_lite.app.cli import main
 from spar_lite.engines.base import Request
 from spar_lite.errors import RecipeError, SparError
-from spar_lite.evaluation.stats import Interval
-from spar_lite.experiments.interference import Interference, experiment, finding, panels, results
+from spar_lite.experiments.interference import Interference, experiment
+from spar_lite.experiments.outcome import finding, panels, results
 from spar_lite.experiments.synthetic import ARMS, TASKS, Ask, Characters, Story, asks, pair_sets
 from spar_lite.recipe import dump_recipe, load_as, parse_as
 from spar_lite.records import Cost, PreferencePair, Response, Role
@@ -149,17 +149,33 @@ def test_more_prompts_than_there_are_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("gap", "said"),
     [
-        (Interval(0.2, 0.1, 0.3, 60), "holds at this size"),
-        (Interval(-0.2, -0.3, -0.1, 60), "is turned round"),
-        (Interval(0.1, -0.1, 0.3, 60), "is not seen"),
-        (Interval(float("nan"), float("nan"), float("nan"), 0), "is not seen"),
+        ((0.2, 0.1, 0.3, 60), "holds at this size"),
+        ((-0.2, -0.3, -0.1, 60), "is turned round"),
+        ((0.1, -0.1, 0.3, 60), "is not seen"),
+        ((0.1, float("nan"), float("nan"), 60), "is not seen"),
+        ((1.0, 1.0, 1.0, 1), "is not seen"),
     ],
 )
-def test_the_sentence_follows_the_paired_interval(gap: Interval, said: str) -> None:
-    met = {"refined": 0.6, "interfering": 0.4, "independent": 0.5}
-    text = finding(24, 0.35, met, gap, [0.2, 0.1, -0.1])
+def test_the_sentence_follows_the_paired_interval(
+    gap: tuple[float, float, float, int], said: str
+) -> None:
+    shares = {("refined", 0): 0.35, ("refined", 24): 0.6, ("interfering", 24): 0.4}
+    text = finding(
+        {
+            "points": [
+                {"arm": arm, "step": step, "scores": {"met": {"value": share}}}
+                for (arm, step), share in shares.items()
+            ],
+            "differences": {
+                "interfering": {
+                    **dict(zip(("value", "low", "high", "n"), gap, strict=True)),
+                    "by_seed": [0.2, 0.1, -0.1],
+                }
+            },
+        }
+    )
     assert said in text
-    assert "from 35.0 % at the start" in text
+    assert "from 35.0 % met at the start, 24 steps on refined pairs lead to 60.0 %" in text
     assert "above 0 in 2 of them" in text
 
 
@@ -202,7 +218,7 @@ def recipe(model: Path, task: str) -> Interference:
     data = {
         "task": task,
         "seeds": (0, 1),
-        "pairs": 4,
+        "set_size": 4,
         "steps": (0, 1, 2),
         "heldout": 5,
         "model": {"id": str(model), "lora": {"r": 4, "alpha": 8}, "device": "cpu", "threads": 1},

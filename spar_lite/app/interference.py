@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from spar_lite.app.console import harmless, locked, make_console, make_screen, print_plain
-from spar_lite.app.tables import make_table
-from spar_lite.experiments.figures import draw, need_matplotlib
-from spar_lite.experiments.interference import Interference, experiment, panels, results
+from spar_lite.app.tables import cell, label, make_table, score_text
+from spar_lite.errors import SparError
+from spar_lite.experiments.figures import draw
+from spar_lite.experiments.interference import Interference, experiment
+from spar_lite.experiments.outcome import panels, results
 from spar_lite.recipe import load_as
 from spar_lite.run import Run
 from spar_lite.store import json_text, write_text
 
-SHARES = ("met", "capitals", "start", "end", "speech")
-PLAIN = {"miscount": "miscount", "chosen": "log p chosen", "rejected": "rejected", "drift": "drift"}
+CAPTION = (
+    "chosen, rejected: log p per token of the pairs' sides, in nats; drift: that of the answers "
+    "under the start. Greedy answers; bootstrap intervals, held-out prompts (or pairs) resampled."
+)
 
 
 @click.command()
@@ -38,61 +42,52 @@ def interference_command(
     """
     settings = load_as(Interference, recipe, overrides)
     folder = folder or Path("runs") / recipe.stem
-    need_matplotlib()
     screen = make_screen(make_console(stderr=as_json))
     with contextlib.closing(screen), locked(folder):
         Run(settings, folder, screen).work(experiment)
         found = results(settings, folder)
         write_text(folder / "results.json", json_text(found, indent=1))
-        files = draw(folder / "figures" / settings.task, panels(found), caption(found))
+        try:
+            caption = f"{title_of(found)}. {CAPTION} {found['finding']}"
+            files = draw(folder / "figures" / settings.task, panels(found), caption)
+        except SparError as fault:  # matplotlib is an extra; the figures' numbers are there
+            files = []
+            screen.say(str(fault))
     if as_json:
         click.echo(json_text(found, indent=1))
-        return
-    console = make_console()
-    print_results(console, found)
-    for file in files:
-        print_plain(console, str(file))
+    else:
+        print_results(make_console(), found, files)
 
 
-def caption(found: Mapping[str, Any]) -> str:
-    """Under table and figures: what was counted, and what the intervals are."""
-    return (
-        f"{found['task']}: {found['pairs']} pairs an arm, {len(found['seeds'])} seeds, scores of "
-        f"{found['prompts']} held-out prompts answered greedily; 95 % bootstrap intervals, prompts "
-        f"resampled. {found['finding']}"
-    )
+def title_of(found: Mapping[str, Any]) -> str:
+    """What was counted."""
+    n = f"{found['prompts']} held-out prompts, {found['pairs']} pairs an arm"
+    return f"{found['task']}: {n}, {len(found['seeds'])} seeds"
 
 
-def print_results(console: Console, found: Mapping[str, Any]) -> None:
-    """The table, the finding, the other contrast, and answers to read."""
+def print_results(console: Console, found: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """The table, the finding, both contrasts, answers to read, and where the figures are."""
     console.print(result_table(found))
     print_plain(console, found["finding"], "bold")
     for arm, gap in found["differences"].items():
-        value, low, high = (100 * gap[key] for key in ("value", "low", "high"))
         seeds = ", ".join(f"{100 * each:+.1f}" for each in gap["by_seed"])
-        text = f"refined minus {arm}: {value:+.1f} points [{low:+.1f}, {high:+.1f}]"
-        print_plain(console, f"{text}, n={gap['n']} prompts; by seed {seeds}")
+        text = cell(gap, "met").replace("\\[", "[")  # no table reads it
+        print_plain(console, f"refined minus {arm}, points met: {text} prompts; by seed {seeds}")
     for example in found["examples"]:
         print_plain(console, f"\n{example['prompt']}", "bold")
         for who, text in example["answers"].items():
             print_plain(console, f"  {who}: {harmless(text)}")
+    for file in files:
+        print_plain(console, str(file))
 
 
 def result_table(found: Mapping[str, Any]) -> Table:
-    """One line an arm and step; every figure with its interval, n once a line."""
-    names = list(found["points"][0]["scores"])
-    titles = [f"{name}, %" if name in SHARES else PLAIN.get(name, name) for name in names]
-    table = make_table(f"{found['task']} [95 % interval]", "arm", "step", "n", *titles, left=1)
+    """One line an arm and step; every figure with its interval."""
+    names = list(dict.fromkeys(name for p in found["points"] for name in p["scores"]))
+    title = f"{title_of(found)} [95 % interval]"
+    table = make_table(title, "arm", "step", *map(label, names), caption=CAPTION)
     for point in found["points"]:
         scores = point["scores"]
-        cells = [_cell(scores.get(name), name) for name in names]
-        table.add_row(point["arm"], str(point["step"]), str(scores["met"]["n"]), *cells)
+        cells = [score_text(scores[name], name) if name in scores else "-" for name in names]
+        table.add_row(point["arm"], str(point["step"]), *cells)
     return table
-
-
-def _cell(score: Mapping[str, Any] | None, name: str) -> str:
-    if score is None:
-        return "-"
-    scale, places = (100, 1) if name in SHARES else (1, 2)
-    value, low, high = (scale * score[key] for key in ("value", "low", "high"))
-    return f"{value:.{places}f} \\[{low:.{places}f}, {high:.{places}f}]"

@@ -15,7 +15,10 @@ from rich.table import Table
 
 Summaries = Mapping[str, Mapping[str, Any]]
 
-PLAIN = {"answer_words": 1, "base_logp": 2, "nodes_per_tree": 1}
+PLAIN = {
+    **{"answer_words": 1, "base_logp": 2, "nodes_per_tree": 1},
+    **dict.fromkeys(("miscount", "chosen", "rejected", "drift"), 2),
+}
 """Scores that are no shares, and their digits."""
 
 TITLES = {

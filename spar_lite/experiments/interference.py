@@ -4,31 +4,28 @@ The paper's central claim (arXiv 2412.11605, section 3.5, figure 4), on its two 
 program checks every answer, so no judge is in play. An actor is warmed up until it does the task
 now and then; its own failed answers are the rejected side of three sets of pairs (``synthetic``).
 From the same start each set trains an actor by DPO, with as many pairs and steps; checkpoints on
-the way are scored on held-out prompts, greedily.
+the way are scored on held-out prompts, greedily. ``outcome`` says what came of it.
 """
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from spar_lite.errors import SparError
-from spar_lite.evaluation.stats import Interval, clustered_mean, mean
-from spar_lite.experiments.figures import Line, Panel
-from spar_lite.experiments.synthetic import ARMS, TASKS, Ask, asks, pair_sets
+from spar_lite.evaluation.stats import mean
+from spar_lite.experiments.synthetic import ARMS, Ask, asks, pair_set
 from spar_lite.recipe import Count, Decoding, Dpo, Natural, Recipe, Training
-from spar_lite.records import PreferencePair, Prompt, Response, TrainingExample, stable_seed
+from spar_lite.records import PreferencePair, Prompt, Response, Role, TrainingExample, stable_seed
 from spar_lite.run import FRESH, Adapters, Run, Summary
 from spar_lite.sample import sample_answer
 from spar_lite.steps import MODEL, Records, StepFolder, training_progress, training_summary
-from spar_lite.store import StageFile
 from spar_lite.templates import answer_messages
 from spar_lite.warmup import fit
 
@@ -49,9 +46,9 @@ class Interference(Recipe):
         ..., description="what is asked for: so many of one letter; a story between two sentences"
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), description="the experiment is made once for each")
-    pairs: Count = Field(96, description="pairs in each set")
+    set_size: Count = Field(64, description="pairs in each set")
     steps: tuple[Natural, ...] = Field(
-        (0, 8, 16, 24), description="when it is scored: from 0 to the last step of dpo"
+        (0, 4, 8, 16), description="when it is scored: from 0 to the last step of dpo"
     )
     heldout: Count = Field(60, description="prompts that are scored, the same for every seed")
     answer_tokens: Count = Field(48, description="longest answer, in tokens")
@@ -59,19 +56,20 @@ class Interference(Recipe):
     dpo: Dpo = Field(Dpo(), description="the training on pairs")
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Interference:
+    def _points_and_sections(self) -> Interference:
         own = {*Interference.__annotations__, "seed", "model", "engine"}
         for name, field in Recipe.model_fields.items():
             if name not in own and getattr(self, name) != field.get_default():
                 raise ValueError(f"this experiment has no {name}; wanted one of {sorted(own)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds wants different numbers, found {list(self.seeds)}")
-        last = self.dpo.epochs * -(-self.pairs // self.dpo.batch_size)
+        last = self.dpo.epochs * -(-self.set_size // self.dpo.batch_size)
         rising = sorted({0, *self.steps, last})
         if len(self.steps) < 2 or list(self.steps) != rising:
             raise ValueError(
-                f"steps wants rising numbers from 0 to {last} ({self.pairs} pairs, dpo.batch_size "
-                f"{self.dpo.batch_size}, dpo.epochs {self.dpo.epochs}), found {list(self.steps)}"
+                f"steps wants rising numbers from 0 to {last} ({self.set_size} pairs, "
+                f"dpo.batch_size {self.dpo.batch_size}, dpo.epochs {self.dpo.epochs}), found "
+                f"{list(self.steps)}"
             )
         return self
 
@@ -96,7 +94,7 @@ def experiment(run: Run) -> None:
     heldout = asks(recipe.task, "heldout", recipe.heldout, recipe.seed)
     for seed in recipe.seeds:
         at = StepFolder(run, f"seed-{seed}/start")
-        rows, tried = recipe.warmup.rows, TRIED * recipe.pairs
+        rows, tried = recipe.warmup.rows, TRIED * recipe.set_size
         asked = list(asks(recipe.task, "train", rows + tried, seed).items())
         lessons = [_lesson(id, ask, seed) for id, ask in asked[:rows]]
         start = at.train(
@@ -113,10 +111,8 @@ def experiment(run: Run) -> None:
             pairs = place.once(
                 "pairs",
                 PreferencePair,
-                lambda arm=arm, asked=dict(asked), drawn=drawn, seed=seed: pair_sets(
-                    asked, drawn, recipe.pairs, seed
-                )[arm],
-                keys=["task", "pairs"],
+                partial(pair_set, arm, dict(asked), drawn, recipe.set_size, seed),
+                keys=["task", "set_size"],
                 inputs=[drawn],
             )
             _arm(place, pairs, heldout, first, start, seed)
@@ -146,7 +142,7 @@ def _answers(
             )
             for id, ask in asked.items()
         },
-        keys=["task", "heldout", "pairs", "answer_tokens"],
+        keys=["task", "heldout", "set_size", "answer_tokens"],
         inputs=[],
         adapters=adapters,
         summary=met,
@@ -169,7 +165,7 @@ def _arm(
     end = at.train(
         "actor",
         lambda: _learn(at, pairs, stable_seed(seed, "dpo")),
-        keys=["dpo", "pairs", "steps"],
+        keys=["dpo", "set_size", "steps"],
         inputs=[pairs],
         adapters=Adapters(start, start),
     )
@@ -223,134 +219,9 @@ def _log_p(
         f"drift/{r.prompt_id}": (answer_messages(heldout[r.prompt_id].text), r.text, r.finished)
         for r in answers
     }
-    for role, chats in (("actor", sides), ("refiner", own)):
-        found = score_replies(run.policy, role, list(chats.values()))  # type: ignore[arg-type]
+    roles: tuple[Role, Role] = ("actor", "refiner")
+    for role, chats in zip(roles, (sides, own), strict=True):
+        found = score_replies(run.policy, role, list(chats.values()))
         for id, (total, tokens) in zip(chats, found, strict=True):
             if tokens:  # a cut-off answer may be empty
                 yield LogP(id, total / tokens)
-
-
-# --- What came of it ------------------------------------------------------------------------------
-
-Values = Mapping[str, Sequence[float]]
-"""One score: by prompt, its value in each seed. Prompts, not values, are the independent cases."""
-
-
-def results(recipe: Interference, folder: Path) -> dict[str, Any]:
-    """A finished experiment in figures, each with n and 95 % interval, pooled over the seeds.
-
-    "points": for each arm and step the scores; "differences": refined minus the other arm, met, at
-    the last step; "finding": what that says, in a sentence; "examples": answers of the last step.
-    """
-    asked = asks(recipe.task, "heldout", recipe.heldout, recipe.seed)
-    found = {(a, s): _values(recipe, folder, asked, a, s) for a in ARMS for s in recipe.steps}
-    last = recipe.steps[-1]
-    met = {arm: found[arm, last]["met"] for arm in ARMS}
-    start = clustered_mean(list(found[ARMS[0], 0]["met"].values()), recipe.seed)
-    gaps = {
-        arm: {
-            id: [a - b for a, b in zip(met[ARMS[0]][id], met[arm][id], strict=True)] for id in asked
-        }
-        for arm in ARMS[1:]
-    }
-    differences = {
-        arm: clustered_mean(list(gap.values()), recipe.seed) for arm, gap in gaps.items()
-    }
-    by_seed = {arm: list(map(mean, zip(*gap.values(), strict=True))) for arm, gap in gaps.items()}
-    shares = {arm: mean([v for each in met[arm].values() for v in each]) for arm in ARMS}
-    return {
-        "task": recipe.task,
-        "feature": TASKS[recipe.task].feature,
-        "seeds": list(recipe.seeds),
-        "prompts": recipe.heldout,
-        "pairs": recipe.pairs,
-        "points": [
-            {"arm": arm, "step": step, "scores": {
-                name: asdict(clustered_mean(list(cases.values()), recipe.seed))
-                for name, cases in values.items()
-            }}
-            for (arm, step), values in found.items()
-        ],
-        "differences": {
-            arm: {**asdict(gap), "by_seed": by_seed[arm]} for arm, gap in differences.items()
-        },
-        "finding": finding(last, start.value, shares, differences[ARMS[1]], by_seed[ARMS[1]]),
-        "examples": _examples(recipe, folder, asked),
-    }  # fmt: skip
-
-
-def _values(
-    recipe: Interference, folder: Path, asked: Mapping[str, Ask], arm: str, step: int
-) -> dict[str, Values]:
-    """Every score of one arm's checkpoint."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for seed in recipe.seeds:
-        place = folder / f"seed-{seed}"
-        for response in _answered(place, arm, step):
-            points = asked[response.prompt_id].points(response.text)
-            for name, value in points.items():
-                found[name][response.prompt_id].append(value)
-        for logp in StageFile(place / arm, f"logp-{step:03d}", LogP).load():
-            name, _, case = logp.id.partition("/")
-            found[name][case if name == "drift" else f"{seed}/{case}"].append(logp.value)
-    return {name: dict(cases) for name, cases in found.items()}
-
-
-def _answered(place: Path, arm: str, step: int) -> list[Response]:
-    return StageFile(place / (arm if step else "start"), f"heldout-{step:03d}", Response).load()
-
-
-def _examples(recipe: Interference, folder: Path, asked: Mapping[str, Ask]) -> list[dict[str, Any]]:
-    """Three held-out prompts, with the answers of the start and of each arm's end, first seed."""
-    place, last = folder / f"seed-{recipe.seeds[0]}", recipe.steps[-1]
-    said = {"start": _answered(place, "start", 0)}
-    said |= {arm: _answered(place, arm, last) for arm in ARMS}
-    texts = {who: {r.prompt_id: r.text for r in answers} for who, answers in said.items()}
-    return [
-        {"prompt": asked[id].text, "answers": {who: found[id] for who, found in texts.items()}}
-        for id in list(asked)[:3]
-    ]
-
-
-def finding(
-    step: int, start: float, met: Mapping[str, float], gap: Interval, by_seed: Sequence[float]
-) -> str:
-    """Whether the paper's claim holds here: refined minus interfering, paired by prompt."""
-    if gap.n > 1 and gap.low > 0:
-        verdict = "The paper's finding holds at this size"
-    elif gap.n > 1 and gap.high < 0:
-        verdict = "The paper's finding is turned round at this size"
-    else:
-        verdict = "The paper's finding is not seen at this size (it may be chance)"
-    value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
-    above = sum(each > 0 for each in by_seed)
-    return (
-        f"{verdict}: from {100 * start:.1f} % at the start, {step} steps on refined pairs lead to "
-        f"{100 * met['refined']:.1f} % met and on interfering ones to "
-        f"{100 * met['interfering']:.1f} %; refined minus interfering {value:+.1f} points "
-        f"[{low:+.1f}, {high:+.1f}], paired, {gap.n} prompts in {len(by_seed)} seeds, above 0 in "
-        f"{above} of them."
-    )
-
-
-def panels(found: Mapping[str, Any]) -> list[Panel]:
-    """The figure: met and feature over the steps, log p of both sides, drift."""
-
-    def line(arm: str, score: str, name: str = "", scale: float = 1.0) -> Line:
-        points = [p for p in found["points"] if p["arm"] == arm and score in p["scores"]]
-        value, low, high = (
-            [scale * p["scores"][score][key] for p in points] for key in ("value", "low", "high")
-        )
-        return Line(name or arm, [p["step"] for p in points], value, low, high)
-
-    def each(score: str, scale: float = 1.0) -> list[Line]:
-        return [line(arm, score, scale=scale) for arm in ARMS]
-
-    feature, x = found["feature"], "steps of DPO"
-    both = [line(a, side, f"{a}, {side}") for a in ARMS for side in ("chosen", "rejected")]
-    return [
-        Panel("Held-out prompts met", x, "%", each("met", 100)),
-        Panel(f"Interfering feature: {feature}", x, "%", each(feature, 100)),
-        Panel("Log p of both sides", x, "nats per token", both),
-        Panel("Drift: log p under the start", x, "nats per token", each("drift")),
-    ]

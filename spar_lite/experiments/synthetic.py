@@ -72,7 +72,7 @@ class Characters:
         """One of these; every fourth letter with its number is held out."""
         forms = ("Write the letter {} {} times.", "Repeat {} {} times.")
         while True:
-            letter, count = rng.choice("abcdefghijklmnopqrstuvwxyz"), rng.randint(4, 14)
+            letter, count = rng.choice("abcdefghijklmnopqrstuvwxyz"), rng.randint(3, 14)
             if (stable_seed(letter, count) % 4 == 3) == heldout:
                 return cls(letter, count, rng.choice(forms))
 
@@ -140,8 +140,9 @@ class Story:
         return self.form.format(self.first, self.last)
 
     def right(self, rng: random.Random) -> str:
-        middle = rng.choice(MIDDLES).format(rng.choice(topics_of("warmup")))
-        return f"{self.first} {middle} {self.last}"
+        topics = topics_of("warmup")
+        middle = (told.format(rng.choice(topics)) for told in rng.sample(MIDDLES, 2))
+        return " ".join([self.first, *middle, self.last])
 
     def points(self, answer: str) -> dict[str, float]:
         flat = squeeze(answer)
@@ -188,8 +189,15 @@ def asks(task: str, split: Literal["train", "heldout"], count: int, seed: int) -
             return {f"{split}-{n:03d}": ask for n, ask in enumerate(found.values())}
     raise SparError(
         f"wanted {count} different prompts of {task} ({split}), found {len(found)}: lower heldout, "
-        "pairs or warmup.rows."
+        "set_size or warmup.rows."
     )
+
+
+def pair_set(
+    arm: str, asked: Mapping[str, Ask], answers: Sequence[Response], count: int, seed: int
+) -> list[PreferencePair]:
+    """One arm's of the three sets."""
+    return pair_sets(asked, answers, count, seed)[arm]
 
 
 def pair_sets(
@@ -215,6 +223,6 @@ def pair_sets(
     if (found := len(sets[ARMS[0]])) < count:
         raise SparError(
             f"wanted {count} failed answers that can be mended, found {found} among "
-            f"{len(answers)}: another warmup.rows or warmup.lr makes more, or lower pairs."
+            f"{len(answers)}: another warmup.rows or warmup.lr makes more, or lower set_size."
         )
     return sets
