@@ -93,7 +93,7 @@ def test_every_recipe_fits_the_card_it_is_for(path: Path) -> None:
 
 def test_steps_bear_the_runs_own_names(tmp_path: Path) -> None:
     settings = load_recipe(RECIPES / "quickstart.yaml", ["iterations=2"])
-    labels = {step.label for step in Run(settings, tmp_path, Screen())._steps(spar, lenient=True)}
+    labels = {step.label for step in Run(settings, tmp_path, Screen()).steps(spar, lenient=True)}
     found = [stage.label for stage in planned(settings, plan_machine(settings, "cpu"))]
     assert set(found) <= labels
     assert len(set(found)) == len(found)
