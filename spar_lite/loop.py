@@ -187,7 +187,7 @@ def train(run: Run, number: int, found: Found) -> None:
     actor = at.train(
         "actor",
         lambda: _train_actor(at, found, pairs),
-        keys=["dpo", "actor"],
+        keys=["dpo", "actor", *(["iterate.tokens"] if recipe.dpo.passed else [])],
         inputs=[pairs, found.responses, found.judgements] if recipe.dpo.passed else [pairs],
         adapters=start,
         name=ALONE if shared else "",

@@ -313,6 +313,7 @@ def test_rejection_sampling_learns_the_chosen_answers_alone(
     monkeypatch.setattr(train, "train_on_examples", watch)
     changes = {"dpo__passed": 2, "dpo__interfering": True, "iterations": 1}
     execute(start(tmp_path, recipe(tiny_folder, actor__method="rft", **changes)))
+    assert "iterate.tokens" in read_json(tmp_path / "iteration-1" / "actor.done.json")["recipe"]
     pairs = StageFile(tmp_path / "iteration-1", "pairs", PreferencePair).load()
     assert pairs
     kinds = [row.kind for row in taught["actor"]]
@@ -329,6 +330,8 @@ def test_a_limit_of_tokens_holds_for_pairs_and_examples(tiny_folder: Path, tmp_p
     for name in ("responses", "judgements", "trees"):
         file = f"iteration-1/{name}.jsonl"
         assert records_of(whole)[file] == records_of(part)[file]
+    if_passed = read_json(part / "iteration-1" / "actor.done.json")["recipe"]
+    assert "iterate.tokens" not in if_passed  # it learns from the pairs alone here
     fewer = StageFile(part / "iteration-1", "pairs", PreferencePair).load()
     all_pairs = StageFile(whole / "iteration-1", "pairs", PreferencePair).load()
     assert fewer == all_pairs[: len(fewer)] and len(fewer) < len(all_pairs)

@@ -16,8 +16,13 @@ from rich.table import Table
 Summaries = Mapping[str, Mapping[str, Any]]
 
 PLAIN = {
-    **{"answer_words": 1, "base_logp": 2, "nodes_per_tree": 1},
-    **dict.fromkeys(("miscount", "chosen", "rejected", "drift"), 2),
+    "answer_words": 1,
+    "base_logp": 2,
+    "nodes_per_tree": 1,
+    "miscount": 2,
+    "chosen": 2,
+    "rejected": 2,
+    "drift": 2,
 }
 """Scores that are no shares, and their digits."""
 
