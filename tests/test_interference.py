@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from spar_lite.app.cli import main
 from spar_lite.engines.base import Request
 from spar_lite.errors import RecipeError, SparError
-from spar_lite.experiments.interference import Interference, experiment
+from spar_lite.experiments.interference import TRIED, Interference, experiment
 from spar_lite.experiments.outcome import finding, panels, results
 from spar_lite.experiments.synthetic import ARMS, TASKS, Ask, Characters, Story, asks, pair_sets
 from spar_lite.recipe import dump_recipe, load_as, parse_as
@@ -78,6 +78,16 @@ def test_answers_that_are_cut_off_or_cannot_be_mended_make_no_pair() -> None:
     assert (pair.rejected, pair.chosen) == ("k k k", "k k k k k k k")
     with pytest.raises(SparError, match="wanted 2 failed answers that can be mended, found 1"):
         pair_sets(asked, answers, 2, 0)
+
+
+def test_no_sort_of_fault_is_learnt_from_more_than_another() -> None:
+    asked: dict[str, Ask] = {str(n): K7 for n in range(12)}
+    texts = ["k k k k k k k k"] * 8 + ["k k k k k k"] * 4
+    answers = [Response(str(n), str(n), text, True, Cost()) for n, text in enumerate(texts)]
+    rejected = [pair.rejected for pair in pair_sets(asked, answers, 8, 0)["refined"]]
+    assert [rejected.count(text) for text in (texts[0], texts[-1])] == [4, 4]
+    # Where there are too few of one, the other fills up.
+    assert len(pair_sets(asked, answers, 12, 0)["refined"]) == 12
 
 
 @pytest.mark.parametrize(
@@ -232,7 +242,7 @@ def start(settings: Interference, folder: Path, screen: Silence | None = None) -
     """A run of a model whose odd answers fail, and all of the interfering arm's."""
     known = {
         ask.text: ask
-        for split, count, seeds in (("train", 60, (0, 1)), ("heldout", 5, (0,)))
+        for split, count, seeds in (("train", 4 + TRIED * 4, (0, 1)), ("heldout", 5, (0,)))
         for seed in seeds
         for ask in asks(settings.task, split, count, seed).values()  # type: ignore[arg-type]
     }

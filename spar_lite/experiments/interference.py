@@ -29,8 +29,9 @@ from spar_lite.steps import MODEL, Records, StepFolder, training_progress, train
 from spar_lite.templates import answer_messages
 from spar_lite.warmup import fit
 
-TRIED = 3
-"""Prompts that the start is asked for each pair that is wanted: not every answer fails."""
+TRIED = 4
+"""Prompts that the start is asked for each pair that is wanted: not every answer fails, nor in
+each of the ways that are wanted."""
 
 
 class Warmup(Training):

@@ -19,6 +19,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar, Literal, Protocol
 
 from spar_lite.constraints.edges import StoryBookends
@@ -47,6 +48,9 @@ class Ask(Protocol):
 
     def points(self, answer: str) -> dict[str, float]:
         """Its scores by name, "met" first; what it has none of is left out."""
+
+    def fault(self, answer: str) -> str:
+        """What sort of fault a failed answer has."""
 
     def mended(self, answer: str) -> str | None:
         """The failed answer with what is wrong put right; None where little of it would stay."""
@@ -89,6 +93,9 @@ class Characters:
         right = len(own) == len(written) == self.count
         found = {"met": float(right), "miscount": float(abs(len(own) - self.count))}
         return found | ({self.feature: mean([float(c.isupper()) for c in own])} if own else {})
+
+    def fault(self, answer: str) -> str:
+        return "long" if sum(c.isalpha() for c in answer) > self.count else "short"
 
     def mended(self, answer: str) -> str | None:
         # The same between any two of them, and nothing else.
@@ -153,6 +160,9 @@ class Story:
             self.feature: float('"' in flat),
         }
 
+    def fault(self, answer: str) -> str:
+        return "end" if self.points(answer)["start"] else "start"
+
     def mended(self, answer: str) -> str | None:
         told = [answer[start:end] for start, end in sentence_spans(answer)]
         for wanted, place, before in ((self.first, 0, 0), (self.last, -1, len(told) + 1)):
@@ -208,17 +218,24 @@ def pair_sets(
     Raises:
         SparError: too few answers failed in a way that can be mended.
     """
-    sets: dict[str, list[PreferencePair]] = {arm: [] for arm in ARMS}
+    # 1. What can be mended, as many of one sort of fault as of the other, if there are. Were most
+    # rejected answers too long, all three sets would teach to be short.
+    usable: dict[str, list[tuple[Response, str]]] = {}
     for response in answers:
-        ask, done = asked[response.prompt_id], len(sets[ARMS[0]])
+        ask = asked[response.prompt_id]
         wrong = response.finished and not ask.points(response.text)["met"]
-        refined = ask.mended(response.text) if wrong and done < count else None
-        if refined is None or not ask.points(refined)["met"]:
-            continue
-        other = ask.right(random.Random(stable_seed(seed, "right", response.prompt_id)))
-        feature = ask.interfered(other) if done % 10 < 9 else other
+        refined = ask.mended(response.text) if wrong else None
+        if refined is not None and ask.points(refined)["met"]:
+            usable.setdefault(ask.fault(response.text), []).append((response, refined))
+    taken = [each for turn in zip_longest(*usable.values()) for each in turn if each][:count]
+    # 2. Their right answers.
+    sets: dict[str, list[PreferencePair]] = {arm: [] for arm in ARMS}
+    for place, (response, refined) in enumerate(taken):
+        id, ask = response.prompt_id, asked[response.prompt_id]
+        other = ask.right(random.Random(stable_seed(seed, "right", id)))
+        feature = ask.interfered(other) if place % 10 < 9 else other
         for arm, chosen in zip(ARMS, (refined, feature, other), strict=True):
-            id, chat = response.prompt_id, answer_messages(ask.text)
+            chat = answer_messages(ask.text)
             sets[arm].append(PreferencePair(id, id, chat, chosen, response.text))
     if (found := len(sets[ARMS[0]])) < count:
         raise SparError(
