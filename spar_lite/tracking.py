@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +46,8 @@ def tracked(log: Log, folder: Path, label: str) -> Iterator[dict[str, Any]]:
             yield {"report_to": log.to, "run_name": f"{folder.name} {label}", "project": PROJECT}
         finally:
             if log.to == "wandb":  # transformers leaves it open, and the next would go on with it
-                import_module("wandb").finish()
+                with suppress(Exception):  # what cannot be sent has been said
+                    import_module("wandb").finish()
 
 
 def send(log: Log, folder: Path, label: str, found: Mapping[str, Any]) -> str | None:

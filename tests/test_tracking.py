@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from spar_lite import loop
 from spar_lite.errors import RecipeError
-from spar_lite.recipe import Log
+from spar_lite.recipe import Log, dump_recipe
 from spar_lite.run import Run
 from spar_lite.store import Marker
 from spar_lite.tracking import check_tracker, send, tracked
@@ -107,3 +108,51 @@ def test_tensorboard_gets_curves_and_scores_and_the_run_is_the_same(
     assert [at for at, _ in steps["heldout/scores/answers_that_count"]] == [0, 1, 2]
     assert steps["actor/loss_first"][-1][1] == pytest.approx(notes[0]["loss_first"], abs=1e-4)
     assert {"trees/nodes", "audit/truly_better", "actor/seconds"} <= steps.keys()
+
+
+@pytest.mark.tensors
+@pytest.mark.parametrize("event", ["on_train_begin", "on_log", "on_train_end"])
+def test_a_tracker_that_breaks_ends_no_training(
+    event: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is not known, its network is gone: hours of work do not hang on it."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    def breaks(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no\nnetwork")
+
+    broken = type("Broken", (TrainerCallback,), {event: breaks})
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", broken)
+    monkeypatch.setattr("spar_lite.tracking.find_spec", lambda _: True)
+    fake(monkeypatch, "wandb").clear()
+    sys.modules["wandb"].finish = breaks  # as a run that never began cannot end
+    loop.execute(start(tmp_path / "plain", recipe(tiny_folder, iterations=1)))
+    run = start(tmp_path / "seen", recipe(tiny_folder, iterations=1, log={"to": "wandb"}))
+    said: list[str] = []
+    monkeypatch.setattr(run.screen, "say", said.append)
+    loop.execute(run)
+    curves = [line for line in said if "curve" in line]
+    assert len(curves) == 4  # one a training, however many steps it has
+    assert set(curves) == {"log.to: the curve of this training could not be sent (no network)"}
+    assert adapters_of(tmp_path / "seen") == adapters_of(tmp_path / "plain")
+
+
+def test_of_several_processes_the_first_alone_sends_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from spar_lite.app import runs
+    from spar_lite.app.cli import main
+
+    followed: list[Run] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("spar_lite.distributed.together", lambda: nullcontext(False))
+    monkeypatch.setattr(runs, "spar", followed.append)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe(tmp_path / "no-model", log={"to": "wandb"})))
+    done = CliRunner().invoke(main, ["run", str(path), "--run", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert followed[0].follows and followed[0].recipe.log.to == "none"

@@ -16,7 +16,7 @@ from spar_lite.app.tables import cost_table, difference_row, score_table
 from spar_lite.errors import StoreError
 from spar_lite.evaluation.compare import differences, run_alarms
 from spar_lite.loop import execute, spar, summaries
-from spar_lite.recipe import Recipe, load_recipe
+from spar_lite.recipe import Log, Recipe, load_recipe
 from spar_lite.run import Run, Screen, saved_recipe
 from spar_lite.store import read_json
 
@@ -44,6 +44,7 @@ def run_command(recipe: Path, folder: Path | None, overrides: tuple[str, ...]) -
         if first:
             do_run(settings, folder)
         else:
+            settings = settings.model_copy(update={"log": Log()})  # the first sends all curves
             spar(Run(settings, folder, Screen(), lenient=True, follows=True))
 
 

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 import trl.trainer.utils
 from torch import Tensor
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import DPOTrainer, SFTTrainer
 
 from spar_lite.distributed import add_up, processes, share
@@ -41,6 +42,7 @@ class Mixin:
     """
 
     args: Any
+    callback_handler: Any
     train_dataset: Any
     _metrics: Any
     _total_train_tokens: int
@@ -51,6 +53,11 @@ class Mixin:
     def __init__(self, pass_tokens: int, say: Callable[[str], None], **arguments: Any) -> None:
         self.pass_tokens, self.say = pass_tokens, say
         super().__init__(**arguments)
+        trackers = tuple(get_reporting_integration_callbacks(self.args.report_to))
+        self.callback_handler.callbacks = [
+            Tracked(callback, say) if isinstance(callback, trackers) else callback
+            for callback in self.callback_handler.callbacks
+        ]
 
     def split(self, batch: Batch) -> list[Batch]:
         """A batch's parts, of one example at least, without what is padding in all of a part."""
@@ -167,6 +174,26 @@ class Mixin:
     def _get_train_sampler(self, *_: Any, **__: Any) -> LengthSampler:
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthSampler(self.train_dataset["length"], size, self.args.seed)
+
+
+class Tracked:
+    """A tracker's callback: what it cannot send is said once, and ends no training of hours."""
+
+    def __init__(self, callback: Any, say: Callable[[str], None]) -> None:
+        self.callback, self.say = callback, say
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        def call(*arguments: Any, **named: Any) -> None:
+            if self.callback is None:
+                return
+            try:
+                getattr(self.callback, event)(*arguments, **named)
+            except Exception as error:  # noqa: BLE001 - whatever a tracker or its network raises
+                self.callback = None
+                reason = " ".join(str(error).split())[:200]
+                self.say(f"log.to: the curve of this training could not be sent ({reason})")
+
+        return call
 
 
 def take(batch: Batch, count: int, places: Sequence[int]) -> Batch:
