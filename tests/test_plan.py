@@ -101,6 +101,41 @@ def test_steps_bear_the_runs_own_names(tmp_path: Path) -> None:
     assert {f"iteration-2/{name}" for name in costly} <= set(found)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["refiner=frozen"],
+        ["refiner=shared"],
+        ["pairs.source=constraint-drop", "search.strategy=none"],
+        ["dpo.rejected=initial", "judge.mode=code"],
+        ["bootstrap.pairs=pairs.jsonl"],
+    ],
+)
+def test_every_switch_is_planned_as_it_is_done(tmp_path: Path, changes: list[str]) -> None:
+    settings = load_recipe(RECIPES / "quickstart.yaml", ["iterations=2", *changes])
+    labels = {step.label for step in Run(settings, tmp_path, Screen())._steps(spar, lenient=True)}
+    stages = {stage.label: stage for stage in planned(settings, plan_machine(settings, "cpu"))}
+    assert stages.keys() <= labels
+    trained = {label for label in stages if stages[label].rows == 0}
+    twice = ["iteration-1/actor_alone", "bootstrap/actor_alone"] if "shared" in changes[0] else []
+    assert set(twice) <= trained
+    assert ("iteration-1/refiner" in trained) == (changes != ["refiner=frozen"])
+    asked = {label for label in labels if "/other_" in label}
+    assert asked - stages.keys() <= {"iteration-2/other_judgements"}  # a program takes no time
+    assert stages["iteration-1/trees"].requests.high > 0 or settings.search.strategy == "none"
+
+
+def test_what_is_learnt_is_planned_by_where_it_comes_from() -> None:
+    def actor(**sections: Any) -> tuple[float, float]:
+        machine = plan_machine(asked := recipe(prompts={"count": 100}, **sections), "cpu")
+        found = {stage.label.partition("/")[2]: stage for stage in planned(asked, machine)}
+        return found["actor"].requests, found["actor"].tokens
+
+    assert actor(pairs={"source": "sampled"})[0] == (0, 100)
+    assert actor(iterate={"pairs": 7})[0] == (7, 7)
+    assert actor(actor={"method": "rft"})[1][1] == actor()[1][1] / 2
+
+
 def test_the_quickstart_takes_what_was_planned() -> None:
     """Requests of a run of 2026-11-28 (LOG.md); its 32 minutes on two slow cores are in range."""
     settings = load_recipe(RECIPES / "quickstart.yaml")

@@ -32,6 +32,7 @@ from spar_lite.footprint import (
 from spar_lite.recipe import Recipe, Training, load_recipe
 from spar_lite.run import Screen, start_folder
 from spar_lite.store import json_text, write_text
+from spar_lite.warmup import ALONE, BEFORE_PAIRS
 
 
 class Range(NamedTuple):
@@ -100,6 +101,9 @@ TRAINED = Range(0.2, 0.5)
 
 CPU_DECODED, CPU_TRAINED = Range(12e9, 25e9), Range(25e9, 45e9)
 """Operations a second and core that decoding and training reach in float32 (LOG.md)."""
+
+JUDGED = {"responses": "judgements", "other_answers": "other_judgements"}
+"""Which step judges the answers of which."""
 
 NEAR = Range(0.8, 1.25)
 """How far a run is from what the bench command measured."""
@@ -257,14 +261,15 @@ def planned(recipe: Recipe, machine: Machine) -> Iterator[Stage]:
         most = int(prompt.high) + warm.max_new_tokens
         yield machine.answer("bootstrap/answers", Range(asked, asked), prompt, answer, most)
         rows = Range(0.5 * asked, 2 * asked)
-        if warm.examples:
-            rows = Range(min(rows.low, warm.examples), min(rows.high, warm.examples))
+        rows = _at_most(rows, warm.examples or math.inf)
         chat = prompt.plus(answer).plus(Range(TEMPLATE, TEMPLATE)).plus(lines["judge"])
         parts = 2 if warm.curriculum == "judgements" else 1
         yield machine.train("bootstrap/refiner", rows.times(parts), chat, warm, 1)
         if warm.actor:
             good = Range(0.2 * asked, 0.5 * asked)
-            yield machine.train("bootstrap/actor", good, prompt.plus(answer), warm, 1)
+            own = BEFORE_PAIRS if warm.pairs else "actor"
+            label = f"bootstrap/{ALONE if recipe.refiner == 'shared' else own}"
+            yield machine.train(label, good, prompt.plus(answer), warm, 1)
     if start_folder(recipe) == "bootstrap":
         yield from _score(recipe, machine, "bootstrap")
     for number in range(1, recipe.iterations + 1):
@@ -278,34 +283,44 @@ def _iteration(
     answer = _reply("answer", sample.max_new_tokens)
     # 1. Answers, and votes on each of them.
     answers = float(recipe.prompts.count * sample.k)
+    asked = {"responses": answers}
+    initial = recipe.dpo.rejected == "initial" and name != "iteration-1"
+    if recipe.pairs.source == "constraint-drop" or initial:
+        asked["other_answers"] = float(recipe.prompts.count)
     longest = int(prompt.high) + sample.max_new_tokens
-    yield machine.answer(f"{name}/responses", Range(answers, answers), prompt, answer, longest)
     votes = 0.0 if judge.mode == "code" else float(judge.votes)
     each = Range(math.ceil((votes + 1) / 2) if judge.early_stop else votes, votes)
     judged = prompt.plus(answer).plus(Range(TEMPLATE, TEMPLATE))
-    longest += TEMPLATE + judge.max_new_tokens
-    if votes:
-        asked = each.times(answers)
-        yield machine.answer(f"{name}/judgements", asked, judged, lines["judge"], longest)
+    most = longest + TEMPLATE + judge.max_new_tokens
+    for step, count in asked.items():
+        yield machine.answer(f"{name}/{step}", Range(count, count), prompt, answer, longest)
+        if votes:
+            label = f"{name}/{JUDGED[step]}"
+            yield machine.answer(label, each.times(count), judged, lines["judge"], most)
     # 2. Trees: some are solved at their first level, some take all.
-    trees = ASSUMED["failed"].times(recipe.prompts.count)
-    most = 0 if search.strategy == "none" else search.most
-    nodes = trees.times(ASSUMED["searched"]).times(most)
+    trees = ASSUMED["failed"].times(recipe.prompts.count if search.most else 0)
+    nodes = trees.times(ASSUMED["searched"]).times(search.most)
     refined = judged.plus(lines["judge"]).plus(Range(TEMPLATE, TEMPLATE))
     reply = lines["refine"].plus(lines["judge"].times(each))
     longest = int(refined.high) + search.max_new_tokens
     yield machine.answer(f"{name}/trees", nodes, refined, reply, longest)
     # 3. What both adapters learn.
-    pairs = trees.times(ASSUMED["solved"]).plus(Range(0, recipe.dpo.passed))
-    yield machine.train(f"{name}/actor", pairs, prompt.plus(answer).times(2), recipe.dpo, 2)
+    pairs = solved = trees.times(ASSUMED["solved"])
+    if recipe.pairs.source not in ("refined", "first-refinement"):
+        pairs = Range(0, recipe.prompts.count)
+    pairs = _at_most(pairs, recipe.iterate.pairs or math.inf).plus(Range(0, recipe.dpo.passed))
+    label = f"{name}/{ALONE if recipe.refiner == 'shared' else 'actor'}"
+    sides = 2 if recipe.actor.method == "dpo" else 1
+    yield machine.train(label, pairs, prompt.plus(answer).times(sides), recipe.dpo, sides)
     rft = recipe.rft
     # Of each tree at most its refinement and two critiques; of the answers those that split votes.
     critiques = trees.times(2), Range(0.1 * answers, 0.3 * answers)
     caps = rft.tree_positive + rft.tree_negative, rft.answer_positive + rft.answer_negative
-    rows = trees.times(ASSUMED["solved"])
+    rows = solved
     for each, cap in zip(critiques, caps, strict=True):
-        rows = rows.plus(Range(min(each.low, cap), min(each.high, cap)))
-    yield machine.train(f"{name}/refiner", rows, refined.plus(lines["refine"]), rft, 1)
+        rows = rows.plus(_at_most(each, cap))
+    if recipe.refiner != "frozen":
+        yield machine.train(f"{name}/refiner", rows, refined.plus(lines["refine"]), rft, 1)
     yield from _score(recipe, machine, name)
 
 
@@ -327,6 +342,10 @@ def _score(recipe: Recipe, machine: Machine, name: str) -> Iterator[Stage]:
 
 def _instruction(recipe: Recipe) -> Range:
     return ASSUMED["builtin" if recipe.prompts.source == "builtin" else "instruction"]
+
+
+def _at_most(found: Range, most: float) -> Range:
+    return Range(min(found.low, most), min(found.high, most))
 
 
 def _reply(kind: str, most: int) -> Range:
