@@ -558,10 +558,12 @@ class Recipe(Section):
                 "refiner: shared wants one adapter from the start on, found bootstrap."
                 f"{'start_from' if warm.start_from else 'pairs'}, which brings an actor of its own"
             )
-        if self.search.tries > 1 and self.search.temperature == 0 and self.search.branch > 1:
+        shapes = {"iterative": 1, "none": 0, "best-of-n": self.search.most}
+        together = shapes.get(self.search.strategy, self.search.branch)
+        if self.search.tries > 1 and self.search.temperature == 0 and together > 1:
             raise ValueError(
-                "search.temperature wants more than 0 with branch > 1, found 0: "
-                "all refinements of a node would be the same"
+                f"search.temperature wants more than 0 where {together} refinements are made of "
+                "one answer, found 0: they would all be the same"
             )
         return self
 
@@ -665,6 +667,11 @@ def recipe_slice(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
         for name, value in flat.items()
         if any(name == key or name.startswith(key + ".") for key in keys)
     }
+
+
+def is_private(key: str) -> bool:
+    """Whether what opens a server may stand in a key's value, so that it is shown nowhere."""
+    return key.rpartition(".")[2] in ("url", "key_env", "extra", "start")
 
 
 def describe_keys(

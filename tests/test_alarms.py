@@ -303,3 +303,18 @@ def test_a_training_that_makes_chosen_answers_less_likely_fails() -> None:
     assert training.endswith("less likely: log p per token -0.50 → -0.75")
     assert said({}, dict(zip(names, (-0.75, -0.5), strict=True))) == []
     assert weak_parts({"iteration-1/audit": {}}) == {}
+
+
+def test_an_actor_that_shares_its_adapter_is_looked_at_too() -> None:
+    """Its training is another step: the actor's own is a copy of what the refiner became."""
+    metrics = {"logp_chosen_before_per_token": -1.0, "logp_chosen_after_per_token": -2.0}
+    alone = {"examples": 7, "metrics": metrics}
+    marks = {"audit": {}, "actor_alone": alone, "actor": {"copied": 1}}
+    stages = {f"iteration-1/{step}": noted for step, noted in marks.items()}
+    (training,) = weak_parts(stages)["iteration-1"]
+    assert training.endswith("less likely: log p per token -1.00 → -2.00")
+    table = iteration_table(stages)
+    assert table is not None
+    rows = dict(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows["actor examples"] == "7"
+    assert rows["log p of chosen, per token"] == "-1.00 → -2.00"

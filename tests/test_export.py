@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import huggingface_hub
@@ -22,7 +22,7 @@ from spar_lite import loop
 from spar_lite.app.card import make_card
 from spar_lite.app.cli import main
 from spar_lite.app.console import INVISIBLE
-from spar_lite.recipe import dump_recipe
+from spar_lite.recipe import PairSource, dump_recipe
 from spar_lite.records import PreferencePair, Tree
 from spar_lite.run import saved_recipe
 from spar_lite.store import StageFile
@@ -34,6 +34,9 @@ HOSTILE = (
     "<script>alert(1)</script> ![x](javascript:alert(2)) [a](http://b.c) http://d.e | ``` ` *b* "
     "\u202eright\u202c zero\u200bwidth \x1b[31mred [bold]rich[/] \ud83d &lt; " + "x" * 1_000_000
 )
+
+
+REFINED = ("refined", "first-refinement")
 
 
 def export(run: Path, shape: str, out: Path, *words: str, **more: Any) -> Result:
@@ -209,15 +212,19 @@ def test_trees_come_with_their_prompts(run: Path, tmp_path: Path) -> None:
         ("adapter", ["--checkpoint", "base"], "has no actor"),
         ("adapter", ["--checkpoint", "iteration-9"], "has no checkpoint iteration-9"),
         ("pairs", ["--checkpoint", "bootstrap"], "no finished pairs"),
+        ("adapter", ["--role", "refiner"], "adapter_model.safetensors is missing"),
         ("adapter", ["--push", "name"], "wants OWNER/NAME"),
         ("adapter", ["--push", "a/b"], "hf auth login"),
     ],
 )
 def test_what_cannot_be_is_one_line(
     run: Path, tmp_path: Path, shape: str, words: list[str], expected: str,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    if "refiner" in words:
+        run = shutil.copytree(run, tmp_path_factory.mktemp("lean") / "run")
+        (run / "iteration-1" / "refiner" / "adapter_model.safetensors").unlink()
     result = export(run, shape, tmp_path / "out", *words)
     assert result.exit_code == 2 and expected in result.output
     assert result.output.count("\n") == 1 and not list(tmp_path.iterdir())
@@ -239,6 +246,26 @@ def test_the_card_says_how_well_and_who_judged(run: Path, tmp_path: Path) -> Non
     assert "the votes of the model itself" in card and "What this does not show" in card
     assert "| dpo.lr | `0.02` | `5e-06` |" in card and "## Alarms" in card
     assert "More Information Needed" not in card and "TRL" not in card
+
+
+@pytest.mark.parametrize("source", get_args(PairSource))
+def test_the_card_says_what_the_pairs_are(run: Path, source: str) -> None:
+    settings = saved_recipe(run, [f"pairs.source={source}", "dpo.rejected=initial"])
+    card = make_card(settings, run, "iteration-1", "pairs", [])
+    assert ("refinement" in card.partition("A model wrote")[0]) == (source in REFINED)
+    assert ("value" in card.partition("A model wrote")[0]) == (source == "best-of-n")
+    assert "by the actor before iteration 1" in card and "{}" not in card
+
+
+def test_data_are_of_all_iterations_unless_one_is_named(run: Path, tmp_path: Path) -> None:
+    every = (exported(run, "trees", tmp_path / "all") / "README.md").read_text()
+    assert "# SPaR trees: `run of all iterations`" in every and "- iteration-1: pairs" in every
+    words = ["--checkpoint", "iteration-1"]
+    one = (exported(run, "trees", tmp_path / "one", *words) / "README.md").read_text()
+    assert "# SPaR trees: `run iteration-1`" in one and "- iteration-1: pairs" in one
+    assert "- iteration-1: pairs" not in make_card(
+        saved_recipe(run), run, "iteration-2", "trees", []
+    )
 
 
 def test_the_card_reads_no_markup(run: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from spar_lite.app.cli import main
@@ -273,3 +274,19 @@ def test_axe_finds_nothing_serious(browser: Any, folder: Path, tmp_path: Path) -
         faults = axe.Axe().run(view).response["violations"]
         assert [f["id"] for f in faults if f["impact"] in ("serious", "critical")] == []
         context.close()
+
+
+def test_a_page_that_is_handed_on_holds_nothing_that_opens_a_server(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    settings = yaml.safe_load((run / "recipe.yaml").read_text())
+    start, url = "vllm serve m --api-key sk-SECRET1", "http://me:SECRET2@localhost:8000/v1"
+    extra = {"token": "SECRET3"}
+    settings["engine"] |= {"kind": "openai", "start": start, "url": url, "extra": extra, "batch": 7}
+    settings["evolve"] |= {"url": "http://me:SECRET4@far/v1", "key_env": "SECRET5"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    page = make_page([run])
+    assert "engine.batch" in page
+    assert "SECRET" not in page.replace(str(run), "")

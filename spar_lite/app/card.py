@@ -24,10 +24,12 @@ from spar_lite.loop import summaries
 from spar_lite.recipe import Recipe
 from spar_lite.run import Summary
 
+EVERY = "of all iterations"
+"""In place of a checkpoint's name."""
 LONGEST = 200
 """Characters of a foreign text that are shown."""
-PRIVATE = re.compile(r"^engine\.|\.(url|key_env|extra)$")
-"""Settings that stay at home: they may name a server, or hold what opens it."""
+PRIVATE = re.compile(r"^engine\.")
+"""Settings that stay at home too: they may name a server."""
 JUDGES = {
     "llm": "the votes of the model itself: no one else checked them",
     "code": "a program, which sees what it can check and nothing else",
@@ -40,10 +42,20 @@ USE = {
     "`AutoModelForCausalLM.from_pretrained(FOLDER)`.",
     "gguf-ready": "A whole model in f16 (added to the base in float32, rounded once) for llama.cpp:"
     " `python llama.cpp/convert_hf_to_gguf.py FOLDER --outtype f16 --outfile model.gguf`",
-    "pairs": "Preference pairs: the rejected side is a sampled answer that was judged to fail, the "
-    "chosen one its refinement that was accepted. A model wrote both.",
+    "pairs": "Preference pairs: {}. A model wrote both.",
     "trees": "Search trees: refinements of answers that were judged to fail. A model wrote them.",
 }
+FAILED = "the rejected side is a sampled answer that was judged to fail, the chosen one"
+SIDES = {
+    "refined": f"{FAILED} its refinement that was accepted",
+    "first-refinement": f"{FAILED} the first refinement of it, which was judged to pass",
+    "sampled": f"{FAILED} another that was judged to pass",
+    "best-of-n": "both sides are sampled answers, those of the highest and the lowest value",
+    "constraint-drop": "the chosen side is a sampled answer that was judged to pass, the rejected "
+    "one answers the prompt without one of its constraints and was judged to fail by all of them",
+}
+"""What a pair is, by ``pairs.source``."""
+INITIAL = "; from iteration 2 on the rejected side is by the actor before iteration 1 instead"
 AUDITED = {
     "truly_better": "pairs whose chosen side is truly better, %:",
     "accepted_truly": "accepted refinements that are truly good, %:",
@@ -76,12 +88,14 @@ def make_card(recipe: Recipe, run: Path, name: str, shape: str, facts: list[str]
         head["library_name"] = "peft" if shape == "adapter" else "transformers"
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model, re.ASCII) and not Path(model).exists():
             head["base_model"] = model
+    sides = SIDES[recipe.pairs.source] + INITIAL * (recipe.dpo.rejected == "initial")
     pairs = {label: step["pairs"] for label, step in found.items() if label.endswith("/pairs")}
     settled = [row for row in settings(recipe)["rows"] if not PRIVATE.search(row[0])]
     lines = [
         "---",
         *(f"{key}: {json.dumps(value)}" for key, value in head.items()),
-        f"---\n# SPaR {shape}: {code(f'{run.resolve().name} {name}')}\n\n{USE[shape]}\n",
+        f"---\n# SPaR {shape}: {code(f'{run.resolve().name} {name}')}\n\n"
+        f"{USE[shape].format(sides)}\n",
         *(f"- {fact}" for fact in facts),
         f"- Base model: {code(model)}",
         f"- Prompts: {code(recipe.prompts.source)}, {recipe.prompts.count} an iteration; warm-up: "
@@ -89,7 +103,7 @@ def make_card(recipe: Recipe, run: Path, name: str, shape: str, facts: list[str]
         + (", ".join(f"{n} in {label.partition('/')[0]}" for label, n in pairs.items()) or "none"),
         f"- Judged, and chosen for training, by {JUDGES[recipe.judge.mode]}",
         f"- Made by spar-lite {__version__}, self-play after SPaR (arXiv 2412.11605)",
-        *(audits(found) if data else scores(recipe, run, name, found)),
+        *(audits(found, name) if data else scores(recipe, run, name, found)),
         f"\n## What this does not show\n\n{LIMITS}",
         "\n## Settings that differ from the defaults\n\n| key | here | default |\n|---|---|---|",
         *(f"| {key} | {code(here)} | {code(usual)} |" for key, here, usual, _ in settled),
@@ -97,8 +111,9 @@ def make_card(recipe: Recipe, run: Path, name: str, shape: str, facts: list[str]
     return "\n".join(lines) + "\n"
 
 
-def audits(found: Mapping[str, Summary]) -> Iterator[str]:
-    """What a program says of the accepted refinements, by iteration."""
+def audits(found: Mapping[str, Summary], name: str) -> Iterator[str]:
+    """What a program says of the accepted refinements, by iteration: of all, or the named one."""
+    found = {k: step for k, step in found.items() if name in (EVERY, k.partition("/")[0])}
     yield "\n## What a program says of them, 95 % interval in brackets\n"
     for step, audit in found.items():
         for key, words in AUDITED.items() if step.endswith("/audit") else ():

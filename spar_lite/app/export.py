@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from spar_lite.app.card import make_card
+from spar_lite.app.card import EVERY, make_card
 from spar_lite.errors import ModelError, SparError, StoreError
 from spar_lite.evaluation.target import Target, find_target
 from spar_lite.loop import summaries
@@ -81,7 +81,8 @@ def export_command(
             made.mkdir()
             dtype = DTYPES.get(shape)
             facts = write_merged(source, made, dtype) if dtype else write[shape](source, made)
-            card = make_card(recipe, run, source.target.home.name, shape, facts)
+            name = source.target.home.name if shape in ("adapter", *DTYPES) else checkpoint or EVERY
+            card = make_card(recipe, run, name, shape, facts)
             write_text(made / "README.md", card)
             made.replace(out)
     except OSError as error:
@@ -101,12 +102,15 @@ def trained(source: Source) -> tuple[Path, bool, list[str]]:
     """The adapter's folder, whether its base had 4 bits, and both in words.
 
     Raises:
-        StoreError: this checkpoint has no adapter of that role.
+        StoreError: this checkpoint has no adapter of that role, or a part of one.
     """
     run, target, role, _ = source
     if role not in target.adapters:
         has = " and ".join(target.adapters) or "no adapter at all"
         raise StoreError(f"{target.name} has no {role}: it has {has}.")
+    weights = target.adapters[role] / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise StoreError(f"{weights} is missing. Restore it, or name another --checkpoint.")
     model, stages = target.recipe.model, summaries(target.recipe, run).values()
     on_card = any(stage.get("device") == "cuda" for stage in stages)
     four = model.quantization == "nf4" or (model.quantization == "auto" and on_card)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from spar_lite.app.tables import Summaries, cell, make_table
+from spar_lite.warmup import ALONE
 
 Stages = Mapping[str, Mapping[str, Any]]
 """What the steps of one iteration noted, by their names."""
@@ -104,8 +105,8 @@ def iteration_table(summaries: Summaries) -> Table | None:
 
 def _with_words(name: str, stages: Stages) -> Stages:
     """With what the table says in words: how log p changed, and what the next one starts from."""
-    more = dict(stages)
-    metrics = stages.get("actor", {}).get("metrics", {})
+    more = {**stages, "actor": actor_training(stages)}
+    metrics = more["actor"].get("metrics", {})
     for side in ("chosen", "rejected"):
         found = [metrics.get(f"logp_{side}_{when}_per_token") for when in ("before", "after")]
         if None not in found:
@@ -116,6 +117,11 @@ def _with_words(name: str, stages: Stages) -> Stages:
         stays = f"no, iteration-{kept} stays" if kept else "no, the start stays"
         more["keep"] = {"in words": "yes" if name == f"iteration-{kept}" else stays}
     return more
+
+
+def actor_training(stages: Stages, place: str = "") -> Mapping[str, Any]:
+    """What the actor's training noted; where one adapter is shared, "actor" is but its copy."""
+    return stages.get(f"{place}{ALONE}") or stages.get(f"{place}actor", {})
 
 
 def weak_parts(summaries: Summaries) -> dict[str, Sequence[str]]:
@@ -129,7 +135,7 @@ def weak_parts(summaries: Summaries) -> dict[str, Sequence[str]]:
     for label, audit in summaries.items():
         name, _, step = label.partition("/")
         if step == "audit":
-            metrics = summaries.get(f"{name}/actor", {}).get("metrics", {})
+            metrics = actor_training(summaries, f"{name}/").get("metrics", {})
             found[name] = list(_weak_parts(audit, metrics))
     return {name: said for name, said in found.items() if said}
 

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from spar_lite import __version__, constraints
 from spar_lite.app.console import LONGEST, plain
-from spar_lite.app.loop_table import iteration_table, weak_parts
+from spar_lite.app.loop_table import actor_training, iteration_table, weak_parts
 from spar_lite.app.show import called, verdict
 from spar_lite.app.tables import cell, cost_table, difference_row, score_table
 from spar_lite.data.prompts import requirements
@@ -36,7 +36,7 @@ from spar_lite.evaluation.scoring import heldout
 from spar_lite.evaluation.stats import share
 from spar_lite.judge import majority
 from spar_lite.loop import spar, summaries
-from spar_lite.recipe import Recipe, describe_keys, parse_recipe, recipe_slice
+from spar_lite.recipe import Recipe, describe_keys, is_private, parse_recipe, recipe_slice
 from spar_lite.records import Judgement, Node, PreferencePair, Prompt, Response, Tree, stable_seed
 from spar_lite.run import Run, Screen, Summary, saved_recipe
 from spar_lite.store import StageFile, json_text, read_lines, write_text
@@ -255,21 +255,23 @@ def funnel(recipe: Recipe, found: Found) -> Row:
     rows: list[tuple[str, ...]] = [("planned", cell(count), cell(count * recipe.sample.k))]
     rows[0] += ("",) * (len(places) - 2)
     for n in range(1, recipe.iterations + 1):
-        values = [found.get(f"iteration-{n}/{step}", {}).get(key) for step, key in places]
+        place = f"iteration-{n}/"
+        noted = {**found, f"{place}actor": actor_training(found, place)}
+        values = [noted.get(f"{place}{step}", {}).get(key) for step, key in places]
         rows.append((f"iteration-{n}", *map(cell, values)))
     columns = ["", *(f"{'→ ' * bool(n)}{key}" for n, (_, key) in enumerate(places))]
     return {"title": "From prompts to pairs", "columns": columns, "rows": rows}
 
 
 def settings(recipe: Recipe) -> Row:
-    """What the recipe sets otherwise than the defaults."""
+    """What the recipe sets otherwise than the defaults, but for what may open a server."""
     about = {key: text for key, _, text in describe_keys()}
     sections = list({key.partition(".")[0] for key in about})
     default = recipe_slice(parse_recipe({"model": {"id": recipe.model.id}}), sections)
     rows = [
         (key, json_text(value), json_text(default.get(key)), about.get(key, ""))
         for key, value in recipe_slice(recipe, sections).items()
-        if value != default.get(key)
+        if value != default.get(key) and not is_private(key)
     ]
     columns = ["key", "here", "default", "meaning"]
     return {"title": "Settings that differ from the defaults", "columns": columns, "rows": rows}
