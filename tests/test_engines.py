@@ -534,7 +534,15 @@ def test_what_cannot_be_started_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 285])
-@pytest.mark.parametrize("option", [["--api-key", "sk-GIVEN"], ["--api-key=sk-GIVEN"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--api-key", "sk-GIVEN"],
+        ["--api-key=sk-GIVEN"],
+        ["--api-key", "one", "sk-GIVEN"],
+        ["--hf-token", "hf-GIVEN"],
+    ],
+)
 def test_what_a_server_says_while_it_starts_is_shown_without_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], padding: int
 ) -> None:

@@ -13,7 +13,6 @@ import time
 import urllib.parse
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from spar_lite.engines.guard import GRACE
@@ -24,6 +23,9 @@ START_SECONDS = 1800.0
 
 LINE_EVERY = 20.0
 """Seconds between two lines of progress."""
+
+KEYS = {"--api-key", "--admin-api-key", "--hf-token", "-hft"}
+"""Options of vLLM, SGLang and llama.cpp whose values open something."""
 
 ADAPTERS_MAY_CHANGE = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 
@@ -37,7 +39,7 @@ class ServerProcess:
         url: where it will answer, on this machine.
         log: its output is added to this file.
         say: told how far it is.
-        key: never shown, nor is one that the command names (--api-key): a server may print both.
+        key: never shown, nor are those that the command names (``KEYS``): a server may print both.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class ServerProcess:
             if not any(word.partition("=")[0] == option for word in words):
                 words += [option, str(value)]
         self.command, self.log, self.say = words, log, say
-        options = [part for word in words for part in word.split("=", 1)]
-        named = [value for option, value in pairwise(options) if option == "--api-key"]
+        named, option = [], ""
+        for part in (part for word in words for part in word.split("=", 1)):
+            option = part if part.startswith("-") else option
+            named += [part] if option in KEYS and part != option else []  # vLLM takes several
         # A longer one first: another may be a part of it.
         self._secrets = sorted(filter(None, {key, *named}), key=len, reverse=True)
         self._end: weakref.finalize[..., ServerProcess] | None = None
