@@ -119,3 +119,20 @@ def test_a_lone_surrogate_is_refused_or_named(run: Path, tmp_path: Path) -> None
     said = show(broken, "train-0000")
     assert said.exit_code == 2 and "responses.jsonl line 1" in said.output
     assert str(difference(None, "a\ud83db")) == "a[U+D83D]b"
+
+
+def test_answers_from_elsewhere_are_found_by_their_id(tmp_path: Path) -> None:
+    """Those that are rejected in place of the actor's own, and their judgements."""
+    changes = {"pairs__source": "constraint-drop", "search__strategy": "none"}
+    folder = play(tmp_path / "run", **changes)
+    judged = StageFile(folder / "iteration-1", "other_judgements", Judgement).load()[0]
+    said = show(folder, judged.id).output
+    assert f"answer {judged.id}" in said and f"judgement {judged.id}" in said
+    assert f"answer {judged.id}" in show(folder, judged.id.rpartition("/")[0]).output
+
+
+def test_that_there_are_no_trees_is_said_with_what_there_is(tmp_path: Path) -> None:
+    folder = play(tmp_path / "run", search__strategy="none", pairs__source="sampled")
+    said = show(folder)
+    assert said.exit_code == 0 and "has no trees (no search). See: spar-lite show" in said.output
+    assert show(folder, said.output.split()[-1]).exit_code == 0

@@ -42,6 +42,8 @@ KINDS: dict[str, type[Any]] = {
     "answers": Response,  # of the warm-up
     "responses": Response,
     "judgements": Judgement,
+    "other_answers": Response,  # of pairs.source and dpo.rejected
+    "other_judgements": Judgement,
     "trees": Tree,
     "pairs": PreferencePair,
 }
@@ -82,8 +84,15 @@ def show_command(
     if not (place / "trees.jsonl").exists():
         raise StoreError(f"{place} has no finished trees. See: spar-lite status {folder}")
     prompts = {p.id: p for p in StageFile(place, "prompts", Prompt).load()}
-    for tree in StageFile(place, "trees", Tree).load():
+    trees = StageFile(place, "trees", Tree).load()
+    for tree in trees:
         console.print(draw_tree(tree, prompts[tree.prompt_id]), highlight=False)
+    if not trees:
+        why = "no search" if recipe.search.strategy == "none" else "no answer that failed"
+        example = next(iter(prompts), "ID")
+        print_plain(
+            console, f"{place} has no trees ({why}). See: spar-lite show {folder} {example}"
+        )
 
 
 def find(recipe: Recipe, folder: Path, id: str) -> list[Found]:
