@@ -163,12 +163,13 @@ def _sides(recipe: Recipe, seed: object, played: Played) -> Iterator[Sides]:
     if source == "best-of-n":
         for prompt in prompts:
             ranked = [(rank, r) for r in own[prompt.id] if (rank := _rank(recipe, judged[r.id]))]
+            whole = [(rank, r) for rank, r in ranked if r.finished]
+            if not whole:  # that it ends there would be learnt of an answer that was cut off
+                continue
             # Of equals the first sample is both the best and the worst.
-            (highest, best), (lowest, worst) = (
-                choose(ranked, key=lambda pair: pair[0], default=((), None))
-                for choose in (max, min)
-            )
-            if best and worst and highest > lowest:
+            highest, best = max(whole, key=lambda pair: pair[0])
+            lowest, worst = min(ranked, key=lambda pair: pair[0])
+            if highest > lowest:
                 yield Sides(prompt, best.text, worst)
         return
     failed = {p.id: r for p, r in choose_negatives(prompts, responses, judged, seed)}

@@ -163,13 +163,17 @@ def train(run: Run, number: int, found: Found) -> None:
     start = adapters_after(recipe, run.folder, number - 1)
     seed, limit = stable_seed(recipe.seed, at.name), recipe.iterate.tokens
     made: list[Records[Any]] = [*found[:4]]
+    every = [*made, *(found.others or ())]  # all of it decides who is within a limit of tokens
     # 5. An accepted refinement is preferred to the answer at its root (2.3.3).
     pairs = at.once(
         "pairs",
         PreferencePair,
-        lambda: pairs_of(recipe, seed, found.within(limit), found.others),
-        keys=["pairs", "iterate.tokens", "iterate.pairs"],
-        inputs=[*made, *(found.others or ())],
+        lambda: pairs_of(recipe, seed, _learnt_from(at, found), found.others),
+        keys=[
+            *("pairs", "iterate.tokens", "iterate.pairs"),
+            *(["dpo.interfering"] if recipe.iterate.pairs else []),  # which ones are counted
+        ],
+        inputs=every,
         summary=_paired,
     )
     at.report("audit", lambda: _audit(at, made), inputs=[*made, pairs], unit="report")
@@ -183,12 +187,13 @@ def train(run: Run, number: int, found: Found) -> None:
         summary=kinds,
     )
     # 6. DPO for the actor (2.3.3).
-    shared = recipe.refiner == "shared"
+    shared, passed = recipe.refiner == "shared", bool(recipe.dpo.passed)
+    answers = every if limit else [found.responses, found.judgements]
     actor = at.train(
         "actor",
         lambda: _train_actor(at, found, pairs),
-        keys=["dpo", "actor", *(["iterate.tokens"] if recipe.dpo.passed else [])],
-        inputs=[pairs, found.responses, found.judgements] if recipe.dpo.passed else [pairs],
+        keys=["dpo", "actor", *(["iterate.tokens"] if passed else [])],
+        inputs=[pairs, *answers] if passed else [pairs],
         adapters=start,
         name=ALONE if shared else "",
     )
@@ -205,6 +210,18 @@ def train(run: Run, number: int, found: Found) -> None:
     )
     if shared:
         at.copy("actor", refiner)
+
+
+def _learnt_from(at: StepFolder, found: Found) -> Played:
+    """The prompts within ``iterate.tokens``; that they are none is said."""
+    limit = at.run.recipe.iterate.tokens
+    played = found.within(limit)
+    if limit and not played.prompts:
+        at.run.screen.say(
+            f"{at.name}: iterate.tokens: {limit} is less than its first prompt took, so nothing is "
+            "learnt from it; it wants more, or 0 for all"
+        )
+    return played
 
 
 def _refiner_examples(played: Played, settings: Rft, seed: int) -> list[TrainingExample]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -22,10 +23,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from spar_lite.errors import StoreError
-from spar_lite.recipe import Training, recipe_slice
+from spar_lite.errors import SparError, StoreError
+from spar_lite.recipe import Recipe, Training, is_private, recipe_slice
 from spar_lite.records import Role
-from spar_lite.run import FRESH, ROLES, Adapters, Run, Screen, Step, Summary
+from spar_lite.run import FRESH, ROLES, Adapters, Run, Screen, Step, Summary, saved_recipe
 from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
 from spar_lite.tracking import send
 
@@ -209,6 +210,7 @@ class StepFolder:
         """Have a role's adapter here too, where nothing trains it; None: a fresh one."""
 
         def work() -> Summary:
+            self.run.screen.start(f"{self.name}/{role}", 1, "copy")
             target = self.folder / role
             shutil.rmtree(target, ignore_errors=True)  # ours, from a copy that was cut off
             if source is not None:
@@ -265,16 +267,17 @@ class StepFolder:
         if found is not None or run.listing is not None:
             return
         made = {"recipe": recipe_slice(run.recipe, keys), "inputs": _digests(run.folder, inputs)}
+        if file:
+            write_text(note, json_text(made))
         if leaves and begun is None and (equal := self._reuse(name, made, leaves)):
             if file:  # all records are there, so it only says what is to be said of them
                 work()
             marker.write(equal)
+            note.unlink(missing_ok=True)
             return
         begin = time.perf_counter()
         run.take_usage()
         run.ledger(stage=label, event="start")
-        if file:
-            write_text(note, json_text(made))
         summary = work()
         cost: Summary = {"seconds": round(time.perf_counter() - begin, 2), **run.take_usage()}
         cost |= run.costs_of_machine()
@@ -298,9 +301,11 @@ class StepFolder:
                 continue
             if any(found.get(key) != value for key, value in made.items()):
                 continue
-            for pattern in leaves:
-                for path in other.glob(str(pattern.relative_to(run.folder))):
-                    _copy(path, run.folder / path.relative_to(other))
+            left = [list(other.glob(str(leaf.relative_to(run.folder)))) for leaf in leaves]
+            if not all(left):  # somebody made room
+                continue
+            for path in itertools.chain(*left):
+                _copy(path, run.folder / path.relative_to(other))
             where = os.path.relpath(other, run.folder)
             noted = {key: value for key, value in found.items() if key not in made}
             run.ledger(stage=label, event="done", reused_from=where, **noted)
@@ -332,13 +337,19 @@ def _check(
 ) -> None:
     """Refuse a step that was made, or begun, with other recipe values or from other files."""
     now, then = recipe_slice(run.recipe, keys), found["recipe"]
-    # A key that only one of them has came or went with a version; it is nobody's change of mind.
+    # A key that came, or moved here, with a version: then it was as the run's own recipe has it,
+    # or the default. One that went is nobody's change of mind.
+    if now.keys() - then.keys():
+        then = recipe_slice(_before(run), keys) | then
     for key in sorted(set(now) & set(then)):
         if now[key] != then[key]:
+            old, new = f"{key}: {then[key]!r}", repr(now[key])
+            back = f"-o '{key}={_yaml(then[key])}'"
+            if is_private(key):
+                old, new, back = f"another {key}", "otherwise", "take the old value"
             raise StoreError(
-                f"{run.folder}: {label} was {what} with {key}: {then[key]!r}, the "
-                f"recipe now says {now[key]!r}. To go on with this run: "
-                f"-o '{key}={_yaml(then[key])}'. For the new value: another --run folder"
+                f"{run.folder}: {label} was {what} with {old}, the recipe now says {new}. To go on "
+                f"with this run: {back}. For the new value: another --run folder"
                 + (f", or remove {run.folder}/{label}.part.*" if what == "begun" else "")
                 + "."
             )
@@ -356,6 +367,14 @@ def _check(
                 f"old file back, or remove {label}.* and all that comes after it to make them "
                 "again."
             )
+
+
+def _before(run: Run) -> Recipe:
+    """The recipe that a run was last done with, as far as this version can read it."""
+    try:
+        return saved_recipe(run.folder)
+    except SparError:
+        return run.recipe
 
 
 def _digests(folder: Path, inputs: Sequence[Input]) -> dict[str, str | None]:

@@ -1,19 +1,22 @@
 """What each switch of the ablations makes the loop learn from, on records and scripted engines."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from spar_lite import constraints
 from spar_lite.ablations import Played, pairs_of, without_one
+from spar_lite.app.report import make_page
 from spar_lite.data.evolve import loop_prompts
 from spar_lite.data.prompts import builtin_prompts
 from spar_lite.engines.base import Request
-from spar_lite.errors import RecipeError
-from spar_lite.loop import execute, self_play
+from spar_lite.errors import RecipeError, StoreError
+from spar_lite.loop import execute, self_play, spar
 from spar_lite.recipe import Judge, Prompts, Recipe, Search, parse_recipe
 from spar_lite.records import (
     Cost,
@@ -28,12 +31,12 @@ from spar_lite.records import (
     Vote,
     stable_seed,
 )
-from spar_lite.run import adapters_after, checkpoints
+from spar_lite.run import Run, adapters_after, checkpoints
 from spar_lite.search import search_tree
 from spar_lite.steps import StepFolder
 from spar_lite.store import StageFile, read_json
 from tests.loops import adapters_of, recipe, records_of, start
-from tests.scripted import ScriptedEngine
+from tests.scripted import ScriptedEngine, Silence
 
 PROMPTS = [Prompt(id, f"ask {id}") for id in ("a", "b", "c")]
 VALUES = {
@@ -107,6 +110,27 @@ def test_best_of_n_takes_highest_and_lowest_value_the_first_of_equals():
         "a": ("answer a/1", "answer a/0"),
         "c": ("answer c/1", "answer c/3"),  # an answer without a value is neither
     }
+
+
+def test_an_answer_that_was_cut_off_is_never_the_best():
+    """It would be learnt that answers end there; it may still be the worst."""
+    made = played()
+    cut_off = {"a/1", "a/3", "c/3"}
+    responses = [replace(r, finished=r.id not in cut_off) for r in made.responses]
+    asked = settings(pairs__source="best-of-n", dpo__interfering=True)
+    pairs = pairs_of(asked, 0, made._replace(responses=responses), None)
+    assert {p.id: (p.chosen, p.rejected) for p in pairs} == {
+        "a": ("answer a/2", "answer a/0"),
+        "c": ("answer c/1", "answer c/3"),
+    }
+    none = [replace(r, finished=False) for r in made.responses]
+    assert pairs_of(asked, 0, made._replace(responses=none), None) == []
+
+
+@pytest.mark.parametrize("strategy", ["iterative", "none"])
+def test_refinements_made_one_at_a_time_may_be_greedy(strategy: str):
+    search = {"strategy": strategy, "temperature": 0}
+    assert settings(search=search, pairs__source="sampled").search.temperature == 0
 
 
 def test_where_a_program_judges_constraints_met_part_equal_values():
@@ -210,6 +234,11 @@ def test_searches_of_other_shapes_take_as_many_refinements(strategy: Any, paths:
         ({"search__strategy": "none"}, "pairs.source: refined wants a search"),
         ({"pairs__source": "sampled", "sample__k": 1}, "wants two answers a prompt"),
         ({"refiner": "shared", "bootstrap__start_from": "x"}, "found bootstrap.start_from"),
+        # 1 x (1 + 1 x 2) refinements in a tree, and so as many of the answer.
+        (
+            {"search": {"strategy": "best-of-n", "branch": 1, "keep": 1, "temperature": 0}},
+            "3 refinements are made of one answer",
+        ),
         ({"pairs__source": "sampeld"}, 'Did you mean "sampled"'),
     ],
 )
@@ -295,6 +324,9 @@ def test_a_shared_adapter_learns_as_actor_then_as_refiner(tiny_folder: Path, tmp
     assert "iteration-1/actor_alone/adapter_model.safetensors" in made["inputs"]
     assert adapters_after(asked, tmp_path, 1).refiner == tmp_path / "iteration-1" / "refiner"
     execute(start(tmp_path, asked))  # a finished one is left alone
+    trained = read_json(tmp_path / "iteration-1" / "actor_alone.done.json")
+    rows = make_page([tmp_path])
+    assert f'"{trained["examples"]}"' in rows[rows.index("From prompts to pairs") :][:600]
 
 
 @pytest.mark.tensors
@@ -335,6 +367,54 @@ def test_a_limit_of_tokens_holds_for_pairs_and_examples(tiny_folder: Path, tmp_p
     fewer = StageFile(part / "iteration-1", "pairs", PreferencePair).load()
     all_pairs = StageFile(whole / "iteration-1", "pairs", PreferencePair).load()
     assert fewer == all_pairs[: len(fewer)] and len(fewer) < len(all_pairs)
+
+
+@pytest.mark.tensors
+def test_a_limit_below_the_first_prompt_is_said(tiny_folder: Path, tmp_path: Path):
+    run, said = start(tmp_path, recipe(tiny_folder, iterations=1, iterate__tokens=1)), []
+    run.screen.say = said.append
+    execute(run)
+    (line,) = (line for line in said if "iterate.tokens" in line)
+    assert "iteration-1: iterate.tokens: 1 is less than its first prompt took" in line
+
+
+@pytest.mark.tensors
+def test_a_copy_is_said_under_its_own_name(tiny_folder: Path, tmp_path: Path):
+    run, begun = start(tmp_path, recipe(tiny_folder, iterations=1, refiner="frozen")), []
+    run.screen.start = lambda stage, *_: begun.append(stage)
+    execute(run)
+    assert begun[begun.index("iteration-1/actor") + 1] == "iteration-1/refiner"
+
+
+@pytest.mark.tensors
+def test_pairs_are_not_counted_anew_in_silence(tiny_folder: Path, tmp_path: Path):
+    """Which pairs are the first so many depends on which are learnt at all."""
+    asked = recipe(tiny_folder, iterations=1, iterate__pairs=1)
+    execute(start(tmp_path, asked))
+    for name in ("actor", "refiner"):
+        (tmp_path / "iteration-1" / f"{name}.done.json").unlink()
+    other = recipe(tiny_folder, iterations=1, iterate__pairs=1, dpo__interfering=True)
+    with pytest.raises(StoreError, match=r"pairs was made with dpo\.interfering: False"):
+        execute(start(tmp_path, other))
+
+
+@pytest.mark.tensors
+def test_a_run_of_before_a_key_is_one_with_its_default(tiny_folder: Path, tmp_path: Path):
+    execute(start(tmp_path, recipe(tiny_folder, iterations=1)))
+    new = ("pairs.source", "iterate.tokens", "iterate.pairs", "actor.method", "dpo.rejected")
+    for path in tmp_path.rglob("*.done.json"):
+        mark = json.loads(path.read_text())
+        mark["recipe"] = {k: v for k, v in mark["recipe"].items() if k not in new}
+        path.write_text(json.dumps(mark))
+    saved = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    for name in ("pairs", "actor", "refiner"):
+        del saved[name]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(saved))
+    same = recipe(tiny_folder, iterations=1)
+    assert Run(same, tmp_path, Silence()).unfinished(spar) == []
+    other = recipe(tiny_folder, iterations=1, pairs__source="sampled")
+    with pytest.raises(StoreError, match=r"pairs was made with pairs\.source: 'refined'"):
+        execute(start(tmp_path, other))
 
 
 def test_three_iterations_and_one_pass_see_the_same_prompts(tmp_path: Path):

@@ -171,8 +171,8 @@ FAULTS = [
     ),
     (
         "search.temperature=0",
-        "search.temperature wants more than 0 with branch > 1, found 0: "
-        "all refinements of a node would be the same",
+        "search.temperature wants more than 0 where 3 refinements are made of one answer, found 0: "
+        "they would all be the same",
     ),
     ("model.id=''", "model.id: String should have at least 1 character, found ''."),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from spar_lite import loop
 from spar_lite.engines.base import Completion, Request
-from spar_lite.errors import EngineError
+from spar_lite.errors import EngineError, StoreError
 from spar_lite.recipe import Recipe
 from spar_lite.records import Role
 from spar_lite.run import Run
@@ -109,3 +110,56 @@ def test_a_step_that_began_here_goes_on_here(first: Path, tiny_folder: Path) -> 
     # What is finished here is not looked for again.
     _, again, engine = beside(first, "begun", settings)
     assert again == steps and not engine.calls
+
+
+def test_what_is_learnt_within_a_limit_of_tokens_is_not_taken_for_what_is_learnt_of_all(
+    first: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The pairs are the same; the passed answers beside them are not."""
+    changes: dict[str, Any] = {"iterations": 1, "dpo__passed": 9, "iterate__pairs": 1}
+    whole = tmp_path / "whole"
+    settings = recipe(tiny_folder, **changes, iterate={"pairs": 1, "keep": "always"})
+    loop.execute(start(whole, settings))
+    limit = recipe(tiny_folder, **changes, iterate={"pairs": 1, "keep": "always", "tokens": 10**6})
+    folder, engine = tmp_path / "part", ScriptedEngine(rule, shuffle_seed=7)
+    loop.execute(Run(limit, folder, Silence(), lambda _: engine, siblings=[whole]))
+    pairs = "iteration-1/pairs.jsonl"
+    assert records_of(folder)[pairs] == records_of(whole)[pairs]
+    lines = [line for line in read_lines(folder / "ledger.jsonl") if "reused_from" in line]
+    assert "iteration-1/actor" not in {line["stage"] for line in lines}
+
+
+def test_a_step_whose_files_are_gone_is_done_again(
+    first: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Somebody made room: the mark alone is no adapter."""
+    lean = tmp_path / "first"
+    shutil.copytree(first, lean)
+    shutil.rmtree(lean / "iteration-1" / "actor")
+    (lean / "iteration-1" / "trees.jsonl").unlink()
+    folder, steps, _ = beside(lean, "beside", recipe(tiny_folder, iterations=1))
+    assert "iteration-1/actor" not in steps and "iteration-1/trees" not in steps
+    assert adapters_of(folder) == adapters_of(first)
+
+
+def test_records_whose_copy_was_cut_off_keep_the_recipe_that_they_are_of(
+    first: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = tmp_path / "run", Marker.write
+
+    def killed(mark: Marker, summary: dict[str, Any]) -> None:
+        if mark.path.name == "responses.done.json":
+            raise KeyboardInterrupt
+        real(mark, summary)
+
+    settings, engine = recipe(tiny_folder, iterations=1), ScriptedEngine(rule)
+    monkeypatch.setattr(Marker, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.execute(Run(settings, folder, Silence(), lambda _: engine, siblings=[first]))
+    monkeypatch.undo()
+    assert (folder / "iteration-1" / "responses.jsonl").exists()
+    warmer = recipe(tiny_folder, iterations=1, sample__temperature=0.1)
+    with pytest.raises(StoreError, match=r"responses was begun with sample\.temperature: 0\.9"):
+        loop.execute(Run(warmer, folder, Silence(), lambda _: engine))
+    loop.execute(Run(settings, folder, Silence(), lambda _: ScriptedEngine(rule)))
+    assert records_of(folder) == records_of(first)
