@@ -126,6 +126,8 @@ def test_a_wrong_wish_is_one_line(tmp_path: Path) -> None:
     ]
     for words, expected in (
         (["--shape", "tiny", "--card", "h100"], "want --simulate"),
+        (["--shape", "tiny", "--simulate", "--trees", "3"], "--simulate measures nothing"),
+        (["--shape", "tiny", "--simulate", "--train-tokens", "0"], "--simulate measures nothing"),
         (["--shape", "tiny", "--simulate", "--tokens", "9", "3"], "--tokens: wanted the least"),
         ([str(recipe), "--simulate"], "some/model cannot be planned"),
         *folders,

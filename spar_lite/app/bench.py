@@ -68,6 +68,11 @@ def bench_command(
         raise RecipeError("wanted a RECIPE or --shape NAME, and not both; see spar-lite bench -h.")
     if not simulate and (card or rows or tokens):
         raise RecipeError("--card, --rows and --tokens want --simulate; see spar-lite bench -h.")
+    if simulate and (trees or train_tokens >= 0 or memory_gb or no_baselines):
+        raise RecipeError(
+            "--trees, --train-tokens, --memory-gb and --no-baselines are of what is measured, and "
+            "--simulate measures nothing; see spar-lite bench -h."
+        )
     if simulate:
         from spar_lite.app.simulate import count_and_show
 
