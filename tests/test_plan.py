@@ -125,6 +125,16 @@ def test_every_switch_is_planned_as_it_is_done(tmp_path: Path, changes: list[str
     assert stages["iteration-1/trees"].requests.high > 0 or settings.search.strategy == "none"
 
 
+@pytest.mark.parametrize("changes", [["refiner=shared"], ["bootstrap.pairs=pairs.jsonl"]])
+def test_an_actors_training_by_another_name_has_its_own_advice(changes: list[str]) -> None:
+    sizes = ["bootstrap.max_length=99999", "bootstrap.pass_tokens=99999", "dpo.max_length=99999"]
+    settings = load_recipe(RECIPES / "llama3_8b_24gb.yaml", [*sizes, *changes])
+    machine = plan_machine(settings, "24gb")
+    (stage, *_) = (s for s in planned(settings, machine) if "/actor_" in s.label)
+    fault = too_large([stage], machine)
+    assert fault is not None and "Set -o bootstrap.max_length=" in fault
+
+
 def test_what_is_learnt_is_planned_by_where_it_comes_from() -> None:
     def actor(**sections: Any) -> tuple[float, float]:
         machine = plan_machine(asked := recipe(prompts={"count": 100}, **sections), "cpu")

@@ -391,7 +391,8 @@ def too_large(stages: list[Stage], machine: Machine) -> str | None:
     if worst is None or worst.memory <= machine.limit:
         return None
     found = f"{worst.label} takes {worst.memory / GB:.1f} GB of {machine.limit / GB:.1f}"
-    recipe, section = machine.recipe, worst.label.rpartition("/")[2]
+    # "actor_alone" and "actor_before_pairs" are the actor's too.
+    recipe, section = machine.recipe, worst.label.rpartition("/")[2].partition("_")[0]
     if machine.resting > 0.9 * machine.limit:
         quantize = "" if machine.quantized else "-o model.quantization=nf4, or "
         return f"{found}: the model itself is too large. Take {quantize}a smaller one."
@@ -405,7 +406,7 @@ def too_large(stages: list[Stage], machine: Machine) -> str | None:
     weights = machine.shape.adapter_weights(recipe.model.lora.r)
     left = machine.limit - machine.resting - TRAINED_BYTES * weights
     fit = int(left / machine.shape.trained_token_bytes(machine.item, True)) // 64 * 64
-    rows = 2 if key == "dpo" else 1
+    rows = 2 if key == "dpo" and recipe.actor.method == "dpo" else 1
     if fit < rows * settings.max_length:
         return f"{found}. Set -o {key}.max_length={max(64, fit // rows)}"
     return f"{found}. Set -o {key}.pass_tokens={fit}"
