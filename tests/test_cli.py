@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,34 @@ def test_help_cuts_no_line_off(words: list[str]) -> None:
     done = CliRunner().invoke(main, words)
     commands = done.output.partition("Commands:")[2]
     assert done.exit_code == 0 and commands and "..." not in commands
+
+
+@pytest.mark.parametrize(
+    ("code", "says"), [(errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")]
+)
+def test_what_the_system_refuses_is_one_line(
+    done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, code: int, says: str
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(code, os.strerror(code), "runs/a/recipe.yaml")
+
+    monkeypatch.setattr("spar_lite.app.runs.saved_recipe", refuses)
+    result = invoke("status", done[0])
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+    assert f"Error: [Errno {code}] {says}" in result.output and "the same command" in result.output
+
+
+def test_a_name_that_no_disk_takes_is_one_line(done: tuple[Path, Path]) -> None:
+    result = invoke("export", done[0], "--format", "pairs", "-o", "x" * 300)
+    assert result.exit_code == 2 and "File name too long" in result.output
+
+
+def test_a_reader_that_has_gone_is_no_error(
+    done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("spar_lite.app.runs.saved_recipe", gone)
+    result = invoke("status", done[0])
+    assert result.exit_code == 1 and "Error" not in result.output

@@ -161,6 +161,10 @@ def test_refine_writes_its_tree_as_a_page(tmp_path: Path, monkeypatch: pytest.Mo
     nodes = {node["path"]: texts[node["text"]["t"]] for node in tree["nodes"]}
     assert nodes["0.1"] == "mended" and nodes["0"] == "still wrong" and "<b>html" in nodes[""]
     assert "<b>html" not in text
+    kept = tmp_path / "none.html"
+    done = CliRunner().invoke(main, [*words, str(kept), "--answer", "mended"])
+    assert done.exit_code == 0 and not kept.exists()
+    assert f"There is no tree, so {kept} is not written" in done.output
 
 
 def test_ctrl_c_while_a_word_is_written_does_not_write_it_twice() -> None:

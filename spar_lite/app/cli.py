@@ -5,6 +5,7 @@ So ``--help`` is instant. Errors are shown as one line and exit with 2.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import warnings
@@ -73,6 +74,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except SparError as error:
             click.echo(f"Error: {error}", err=True)
+            ctx.exit(USER_FAULT)
+        except OSError as error:  # a full disk, a folder that may not be read, a lost network
+            if error.errno == errno.EPIPE:
+                raise  # click's: nobody reads what is written any more
+            click.echo(f"Error: {error}. Once that is mended, the same command goes on.", err=True)
             ctx.exit(USER_FAULT)
         except KeyboardInterrupt:
             click.echo("Stopped. The same command goes on from here.", err=True)

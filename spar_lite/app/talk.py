@@ -85,6 +85,9 @@ def refine_command(
     if html and tree:
         write_page(html, make_tree_page(found.name, prompt, tree))
         print_plain(console, f"{html}: open it in a browser")
+    elif html:
+        again = "for an answer that fails: --answer TEXT"
+        print_plain(console, f"There is no tree, so {html} is not written; {again}")
 
 
 @click.command()
