@@ -295,11 +295,14 @@ def fit_pairs(
     from spar_lite.train import train_actor
 
     run, settings = at.run, at.run.recipe.dpo
+    made = len(pairs)
     pairs = [pair for pair in pairs if settings.interfering or not pair.interferes]
     seed = stable_seed(run.recipe.seed, at.name, "dpo")
     step = training_progress(run.screen, f"{at.name}/actor", [len(pairs) + len(passed)], settings)
     if not pairs:
-        run.screen.say("no preference pairs: the actor stays as it is")
+        why = f": the sides of all {made} differ in more than was mended; dpo.interfering: true"
+        why = why + " takes them. The" if made else ": the"
+        run.screen.say(f"no preference pairs{why} actor stays as it is")
         return {"examples": 0}
     with tracked(run.recipe.log, run.folder, f"{at.name}/actor") as to:
         done = train_actor(run.policy, pairs, settings, seed, step, passed, run.screen.say, to)

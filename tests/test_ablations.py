@@ -35,6 +35,7 @@ from spar_lite.run import Run, adapters_after, checkpoints
 from spar_lite.search import search_tree
 from spar_lite.steps import StepFolder
 from spar_lite.store import StageFile, read_json
+from spar_lite.warmup import fit_pairs
 from tests.loops import adapters_of, recipe, records_of, start
 from tests.scripted import ScriptedEngine, Silence
 
@@ -376,6 +377,18 @@ def test_a_limit_below_the_first_prompt_is_said(tiny_folder: Path, tmp_path: Pat
     execute(run)
     (line,) = (line for line in said if "iterate.tokens" in line)
     assert "iteration-1: iterate.tokens: 1 is less than its first prompt took" in line
+
+
+@pytest.mark.tensors
+def test_that_no_pair_is_taken_in_is_said_with_the_reason(tmp_path: Path):
+    """Two sampled answers often have hardly a word in common."""
+    run, said = start(tmp_path, settings(pairs__source="sampled")), []
+    run.screen.say = said.append
+    at = StepFolder(run, "iteration-1")
+    pair = PreferencePair("p", "p", (), "one", "two", ("rewritten",))
+    assert fit_pairs(at, [pair]) == fit_pairs(at, []) == {"examples": 0}
+    assert "all 1 differ in more" in said[0] and "dpo.interfering: true" in said[0]
+    assert said[1] == "no preference pairs: the actor stays as it is"
 
 
 @pytest.mark.tensors
