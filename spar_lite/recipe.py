@@ -331,7 +331,8 @@ class Pairs(Section):
         description="refined: an accepted refinement and its answer (the paper); first-refinement: "
         "the first one made, if it passes; sampled: two sampled answers, one passed and one "
         "failed; best-of-n: those of highest and lowest value; constraint-drop: one that passed, "
-        "and a failed answer to the prompt without one of its constraints",
+        "and a failed answer to the prompt without one of its constraints; their sides are hardly "
+        "alike, so all but the first two want dpo.interfering",
     )
 
 
