@@ -13,7 +13,7 @@ from spar_lite.data.files import listed
 from spar_lite.data.prompts import iteration_prompts
 from spar_lite.data.sources import read_source
 from spar_lite.errors import RecipeError
-from spar_lite.evaluation.tasks.ifeval import _rows
+from spar_lite.evaluation.verified import _rows
 from spar_lite.recipe import Prompts
 
 JUDGED = (
