@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from spar_lite.ablations import pairs_of
 from spar_lite.constraints import TOPICS
 from spar_lite.engines.base import Request
 from spar_lite.evaluation.scoring import score
 from spar_lite.loop import self_play
 from spar_lite.recipe import Recipe, parse_recipe
-from spar_lite.records import Role, stable_seed
+from spar_lite.records import PreferencePair, Role, stable_seed
 from spar_lite.run import Run
+from spar_lite.steps import StepFolder
 from spar_lite.templates import REFINE
 from tests.scripted import ScriptedEngine, Silence
 
@@ -72,7 +74,7 @@ def scripted(seed: int) -> Any:
 
 
 def play(folder: Path, extra: str = "", **changes: Any) -> Path:
-    """A base's score, one iteration of self-play and a score after it, all without a model."""
+    """A base's score, self-play, its pairs and a score after them, all without a model."""
 
     def reply(role: Role, request: Request) -> str:
         said = rule(role, request)
@@ -80,7 +82,14 @@ def play(folder: Path, extra: str = "", **changes: Any) -> Path:
 
     def loop(run: Run) -> None:
         score(run, "base", None)
-        self_play(run, 1)
+        found = self_play(run, 1)
+        StepFolder(run, "iteration-1").once(
+            "pairs",
+            PreferencePair,
+            lambda: pairs_of(run.recipe, run.recipe.seed, found.within(0), found.others),
+            keys=["pairs", "iterate.tokens", "iterate.pairs"],
+            inputs=[*found[:4]],
+        )
         run.make_engine = lambda _: ScriptedEngine(lambda *_: f"No comma here. {extra}")
         run._engine = None
         score(run, "iteration-1", 1)

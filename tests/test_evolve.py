@@ -248,7 +248,7 @@ def test_what_was_given_no_constraint_is_left_out_of_the_loop(tmp_path: Path) ->
     assert prompts[1] == Prompt("d", "Name a tea.", ({"kind": "no_commas"},))
     responses = StageFile(folder, "responses", Response).load()
     assert [r.prompt_id for r in responses] == ["a", "a", "d", "d", "e", "e"]
-    assert marks["iteration-1/pairs"]["pairs"] == 3  # all later stages take fewer than count
+    assert marks["iteration-1/trees"]["trees"] == 3  # all later stages take fewer than count
     assert not said(run)  # two of five are not most of them
 
 
