@@ -157,17 +157,8 @@ def cost_table(summaries: Summaries, planned: Mapping[str, Sequence[float]] | No
 
     ``planned``: by stage, the least and the most seconds that were expected.
     """
-    columns = (
-        "stage",
-        "seconds",
-        "planned",
-        "calls",
-        "tokens in",
-        "tokens out",
-        "busy",
-        "peak memory",
-    )
-    table = make_table("Cost", *columns)
+    figures = ("seconds", "planned", "calls", "tokens in", "tokens out", "busy", "peak memory")
+    table = make_table("Cost", "stage", *figures)
     timed = {label: summary for label, summary in summaries.items() if "seconds" in summary}
     keys = ("seconds", "calls", "prompt_tokens", "completion_tokens")
     total = {key: sum(summary.get(key, 0) for summary in timed.values()) for key in keys}

@@ -166,33 +166,30 @@ def _text(path: Path, key: str, encoding: str) -> str:
 
 def _json_rows(text: str, where: str) -> Rows:
     """A list, one object, or an object a line, whatever the file's ending says."""
+    found: Iterable[tuple[str, Any]]
     try:
         whole = json.loads(text)
+        rows, unit = (whole, "row") if isinstance(whole, list) else ([whole], "line")
+        found = ((f"{where} {unit} {number}", row) for number, row in enumerate(rows, 1))
     except ValueError as error:
         if text.lstrip().startswith("["):
             raise RecipeError(f"{where} is not JSON: {error}") from None
-        yield from _line_rows(text, where)
-        return
-    for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
-        place = f"{where} {'row' if isinstance(whole, list) else 'line'} {number}"
-        yield place, _object(row, place)
+        found = _json_lines(text, where)
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise RecipeError(f'{place}: wanted {{"column": "…"}}, found {json.dumps(row)[:80]}.')
+        yield place, row
 
 
-def _line_rows(text: str, where: str) -> Rows:
+def _json_lines(text: str, where: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{where} line {number}"
             try:
-                row = json.loads(line)
+                value = json.loads(line)
             except ValueError as error:
                 raise RecipeError(f"{place} is not JSON: {error}") from None
-            yield place, _object(row, place)
-
-
-def _object(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise RecipeError(f'{where}: wanted {{"column": "…"}}, found {json.dumps(row)[:80]}.')
-    return row
+            yield place, value
 
 
 def _csv_rows(text: str, where: str) -> Rows:

@@ -17,13 +17,7 @@ from typing import Any
 from spar_lite.data.files import Rows, file_rows, source_files
 from spar_lite.errors import RecipeError
 from spar_lite.records import Message, PreferencePair, TrainingExample
-from spar_lite.templates import (
-    JUDGE,
-    REFINE,
-    judge_messages,
-    parse_refinement,
-    refine_messages,
-)
+from spar_lite.templates import JUDGE, REFINE, judge_messages, parse_refinement, refine_messages
 from spar_lite.templates.verdict import parse_verdict
 
 # The paper's judge prompt: Prompt: “…” Output: “…” Please carefully judge … Final Judgement …
@@ -62,9 +56,7 @@ def released_rows(
     return rows, left_out
 
 
-def released_pairs(
-    source: str | Sequence[str],
-) -> tuple[list[PreferencePair], Counter[str]]:
+def released_pairs(source: str | Sequence[str]) -> tuple[list[PreferencePair], Counter[str]]:
     """The preference pairs of ``bootstrap.pairs``, and how many rows were left out and why.
 
     In what their sides differ besides is not looked at here.

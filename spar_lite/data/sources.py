@@ -57,17 +57,14 @@ def read_source(settings: Prompts, left_out: Counter[str] | None = None) -> list
     if not found:
         why_none = f", {in_words(dropped)}" if dropped else ""
         others = f" Its columns are {', '.join(columns)}: -o prompts.column=NAME" if columns else ""
-        raise RecipeError(f"{KEY}: {_name(settings)} has no prompt{why_none}.{others}")
+        name = ", ".join(listed(settings.source))
+        raise RecipeError(f"{KEY}: {name} has no prompt{why_none}.{others}")
     return list(found.values())
 
 
 def in_words(left_out: Counter[str]) -> str:
     """Counts by reason: "2 empty, 1 damaged"."""
     return ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
-
-
-def _name(settings: Prompts) -> str:
-    return ", ".join(listed(settings.source))
 
 
 def _rows(settings: Prompts) -> Iterator[tuple[str, dict[str, Any], bool]]:

@@ -54,7 +54,9 @@ def iteration_metrics(folder: Path) -> dict[str, Any]:
 
 def audit_summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """The part of ``iteration_metrics`` that tables show."""
-    program, trees, pairs = found["judge_against_program"], found["trees"], found["pairs"]
+    program, accepted = found["judge_against_program"], found["accepted"]
+    trees = ("readable_refinements", "accepted_refinements", "nodes_per_tree", "solved_by_depth")
+    pairs = ("truly_better", "chosen_truly", "refined_likeness", "sampled_likeness")
     return {
         "readable_votes": found["votes"]["readable_share"],
         "judge_agreement": program["accuracy"],
@@ -62,20 +64,14 @@ def audit_summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "false_pass": program["false_pass"],
         "false_fail": program["false_fail"],
         "by_kind": {kind: part["accuracy"] for kind, part in found["judge_by_kind"].items()},
-        "readable_refinements": trees["readable_refinements"],
-        "accepted_refinements": trees["accepted_refinements"],
-        "nodes_per_tree": trees["nodes_per_tree"],
-        "solved_by_depth": trees["solved_by_depth"],
-        "refined_truly": found["accepted"]["refined"],
-        "others_truly": found["accepted"]["others"],
-        "accepted_truly": found["accepted"]["truly"],
-        "truly_by_votes": found["accepted"]["truly_by_votes"],
+        **{key: found["trees"][key] for key in trees},
+        "refined_truly": accepted["refined"],
+        "others_truly": accepted["others"],
+        "accepted_truly": accepted["truly"],
+        "truly_by_votes": accepted["truly_by_votes"],
         "failed_by": found["failed_by"],
         "accepted_by": found["accepted_by"],
-        "truly_better": pairs["truly_better"],
-        "chosen_truly": pairs["chosen_truly"],
-        "refined_likeness": pairs["refined_likeness"],
-        "sampled_likeness": pairs["sampled_likeness"],
+        **{key: found["pairs"][key] for key in pairs},
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -96,13 +96,12 @@ class Job:
     bar: str = "answers"
     claim: Callable[[], object] = lambda: None
     begin: float = field(default_factory=time.perf_counter)
-    _engine: RolloutEngine | RoleServer | None = None
 
-    @property
+    @cached_property
     def engine(self) -> RolloutEngine | RoleServer:
         """The engine, opened on first use."""
-        engine = self._engine or (self.open() if self.open else self.target.open(self.screen))
-        self._engine = engine
+        engine: RolloutEngine | RoleServer
+        engine = self.open() if self.open else self.target.open(self.screen)
         return engine
 
     @property

@@ -32,13 +32,8 @@ class Decoded(Task[T]):
         self.file = file or f"{self.name}-{plan.name}"
 
     def settings(self, job: Job) -> dict[str, Any]:
-        texts = texts_digest(self.prompts)
-        return {
-            "prompts": len(self.prompts),
-            **self.own,
-            "texts": texts,
-            **plan_settings(self.plan),
-        }
+        found = {"prompts": len(self.prompts), **self.own, "texts": texts_digest(self.prompts)}
+        return found | plan_settings(self.plan)
 
     def results(self, job: Job, file: StageFile[T]) -> list[T]:
         finals = job.answers(self.file, self.prompts, self.plan)
