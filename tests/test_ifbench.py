@@ -238,7 +238,7 @@ def test_checkpoints_of_a_run_are_compared_prompt_by_prompt(nltk_data: Path) -> 
         target = Target(place, recipe, folder / "eval" / place, roles)
         job = Job(target, target.home, Silence(), partial(ScriptedEngine, reply))
         prompts = read_prompts(Ifbench, data)
-        task = Ifbench(prompts, job.plan("greedy", 1, 9), **Ifbench.versions())
+        task = Ifbench(prompts, job.plan("greedy", 1, 9), verifiers="theirs")
         card = evaluate(job, task)
         assert card["scores"]["prompt_level_strict_acc"]["n"] == 3
         assert evaluate(job, task) == card  # nothing is asked again

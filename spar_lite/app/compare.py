@@ -49,9 +49,8 @@ def compare_command(runs: tuple[str, ...], start: str | None, as_json: bool) -> 
         return
     console = make_console()
     console.print(comparison_table(found["runs"]))
-    lines = [*map(difference_row, found["differences"])]
-    if not lines:
-        lines = ["No score is common to them, so nothing was compared prompt by prompt."]
+    none = ["No score is common to them, so nothing was compared prompt by prompt."]
+    lines = [*map(difference_row, found["differences"])] or none
     if start:
         none = ["No score is common to all of them, so nothing was pooled."]
         lines += [*map(difference_row, found["pooled"])] or none

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +58,7 @@ class Verified(Decoded[VerifiedResult]):
     """A benchmark's prompts on a target's answers.
 
     ``title``: its name for people. ``by``: whose verifiers they are. ``hub``: its data set there.
-    ``source``: its file and where that is found.
+    ``source``: its file and where that is found. ``package``: whose version is one of its settings.
     """
 
     kind = VerifiedResult
@@ -65,6 +66,7 @@ class Verified(Decoded[VerifiedResult]):
     by: ClassVar[str]
     hub: ClassVar[str]
     source: ClassVar[str]
+    package: ClassVar[str] = ""
 
     @staticmethod
     def known() -> Mapping[str, Any]:
@@ -79,11 +81,6 @@ class Verified(Decoded[VerifiedResult]):
     def verdicts(prompt: VerifiedPrompt, text: str) -> tuple[Iterable[bool], Iterable[bool]]:
         """Whether each instruction is met, strictly and loosely."""
         raise NotImplementedError
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        """Settings of its own: what tells these verifiers from others."""
-        return {}
 
     @classmethod
     def check(cls, prompt: VerifiedPrompt, final: Final) -> VerifiedResult:
@@ -300,7 +297,8 @@ def make_command(kind: type[Verified]) -> click.Command:
     ) -> Card:
         if (job is None) == (responses is None):
             raise StoreError("wanted a TARGET or --responses FILE, and not both.")
-        prompts, settings = read_prompts(kind, data), kind.versions()
+        prompts, package = read_prompts(kind, data), kind.package
+        settings = {"verifiers": f"{package} {version(package)}"} if package else {}
         if job is not None:
             plan = job.plan(way, budget, max_new_tokens)
             return evaluate(job, kind(prompts[: limit or None], plan, **settings))

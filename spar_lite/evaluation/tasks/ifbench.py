@@ -12,12 +12,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 from spar_lite.evaluation.verified import Verified, VerifiedPrompt, load_verifiers, make_command
 
-PACKAGE = "if-verifiable"
 TAGGER = "averaged_perceptron_tagger_eng"
 NLTK = {
     "punkt": "tokenizers/punkt/",  # asked for by the package, and then not used
@@ -40,6 +38,7 @@ class Ifbench(Verified):
     by = "its authors'"
     hub = "allenai/IFBench_test"
     source = "IFBench_test.jsonl (github.com/allenai/IFBench, data)"
+    package = "if-verifiable"
 
     @staticmethod
     def known() -> Mapping[str, Any]:
@@ -57,10 +56,6 @@ class Ifbench(Verified):
             strict.append(_met(verifier, text))
             loose.append(any(_met(verifier, way) for way in get_loose_transformations(text)))
         return strict, loose
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        return {"verifiers": f"{PACKAGE} {version(PACKAGE)}"}
 
 
 def _met(verifier: Any, text: str) -> bool:
