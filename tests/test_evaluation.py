@@ -17,7 +17,7 @@ from spar_lite.engines.base import Request
 from spar_lite.errors import ModelError, StoreError
 from spar_lite.evaluation.inference_search import Final
 from spar_lite.evaluation.runner import Job, Task, evaluate, scorecards
-from spar_lite.evaluation.stats import NOTHING, Interval, wilson
+from spar_lite.evaluation.stats import Interval, bootstrap_mean, wilson
 from spar_lite.evaluation.target import Target, find_target
 from spar_lite.evaluation.tasks.constraints import Constraints, ConstraintsResult
 from spar_lite.evaluation.tasks.judge import (
@@ -272,7 +272,7 @@ def test_a_scorecard_keeps_other_settings_out(tmp_path: Path) -> None:
             return found
 
         def scores(self, results: Sequence[JudgeResult], seed: int) -> dict[str, Interval]:
-            return {"accuracy": wilson(1, 1), "flattery": NOTHING}
+            return {"accuracy": wilson(1, 1), "flattery": bootstrap_mean([], seed)}
 
     folder = tmp_path / "eval" / "base"
     target = Target("t", parse_recipe({"model": {"id": "m"}}), folder)

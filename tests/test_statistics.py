@@ -16,6 +16,7 @@ from spar_lite.evaluation.stats import (
     f1,
     macro_mean,
     mcnemar,
+    mean,
     paired_change,
     wilson,
 )
@@ -135,7 +136,7 @@ def test_bootstrap_covers_the_truth_about_95_times_in_100(n: int, skew: int) -> 
     rng = random.Random(n * skew)
     truth, hits, rounds = 1 / (skew + 1), 0, 400
     for seed in range(rounds):
-        found = bootstrap_mean([rng.random() ** skew for _ in range(n)], seed, draws=200)
+        found = bootstrap([rng.random() ** skew for _ in range(n)], mean, seed, draws=200)
         hits += found.low <= truth <= found.high
     # Seeds are fixed, so there is no flicker.
     assert 0.93 <= hits / rounds <= 0.97

@@ -80,14 +80,12 @@ def check_prompts(run: Run) -> None:
         RecipeError: as it would be raised hours later.
     """
     recipe, warm, settings = run.recipe, run.recipe.bootstrap, run.recipe.prompts
-    left = [
-        number
-        for number in range(1, recipe.iterations + 1)
-        if not any(
-            Marker(run.folder / f"iteration-{number}", name).read()
-            for name in ("prompts", "plain_prompts")
-        )
-    ]
+
+    def drawn(number: int) -> bool:
+        place = run.folder / f"iteration-{number}"
+        return any(Marker(place, name).read() for name in ("prompts", "plain_prompts"))
+
+    left = [number for number in range(1, recipe.iterations + 1) if not drawn(number)]
     if not left:
         return
     dealt = dealt_prompts(run.folder, left[0], warm.reuse_prompts)

@@ -37,9 +37,6 @@ class Interval:
         return self.n > 1 and (self.low > 0 or self.high < 0)
 
 
-NOTHING = Interval(math.nan, math.nan, math.nan, 0)
-
-
 def mean(values: Sequence[float]) -> float:
     """The mean, NaN of nothing."""
     return sum(values) / len(values) if values else math.nan
@@ -68,9 +65,9 @@ def bootstrap(
     return _bootstrap(lambda draw: statistic(draw(cases)), len(cases), seed, draws)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
+def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
     """Bootstrap 95 % interval of a mean, resampling the values."""
-    return bootstrap(values, mean, seed, draws)
+    return bootstrap(values, mean, seed)
 
 
 def macro_mean(groups: Mapping[str, Sequence[float]], seed: int) -> Interval:
@@ -109,7 +106,7 @@ def _bootstrap(
     percentiles are too narrow for few cases, by about t/z and sqrt(n/(n-1)).
     """
     if n == 0:
-        return NOTHING
+        return Interval(math.nan, math.nan, math.nan, 0)
     rng = random.Random(seed)
     drawn = sorted(statistic(lambda c: rng.choices(c, k=len(c))) for _ in range(draws))
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t95(n - 1)) if n > 1 else 0.0
