@@ -295,6 +295,21 @@ def test_a_scorecard_keeps_other_settings_out(tmp_path: Path) -> None:
     assert list(scorecards(tmp_path / "eval")) == [("base", "judge-x", card)]
 
 
+def test_results_that_are_all_there_load_no_model(tmp_path: Path) -> None:
+    """A command killed between its last result and its scorecard."""
+    target = Target("t", parse_recipe({"model": {"id": "m"}}), tmp_path)
+    task = Judging([JudgeCase("p-True", "p", "all", "Say tea.", "Tea.", True)], "constraints")
+
+    def yes() -> ScriptedEngine:
+        return ScriptedEngine(lambda role, request: "It does.\nFinal Judgement: Yes")
+
+    first = evaluate(Job(target, tmp_path, Silence(), yes), task)
+    (card,) = (path for path in tmp_path.glob("*.done.json") if "settings" not in path.name)
+    card.unlink()
+    again = evaluate(Job(target, tmp_path, Silence(), lambda: pytest.fail("opened")), task)
+    assert again["scores"] == first["scores"]
+
+
 @pytest.fixture
 def recipe(tiny_folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"

@@ -172,7 +172,7 @@ class Judging(Task[JudgeResult]):
         if not self.cases:
             raise StoreError("no cases to judge: the data held none, or no answer could be used.")
         judge = job.target.recipe.judge
-        items = [(c.id, partial(judge_case, job.engine, c, judge)) for c in self.cases]
+        items = [(c.id, partial(judge_case, job.lazy, c, judge)) for c in self.cases]
         return collect(job.screen, "judgements", file, items, "cases")
 
     @staticmethod

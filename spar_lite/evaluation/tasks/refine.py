@@ -144,7 +144,7 @@ class Refining(Task[RefineResult]):
         recipe = job.target.recipe
         settings = (recipe.judge, self.critic, recipe.evaluate.reply_tokens)
         items = [
-            (p.id, partial(mend_answer, job.engine, p, answer, *settings))
+            (p.id, partial(mend_answer, job.lazy, p, answer, *settings))
             for p, answer in job.base_answers(self.count, self.kinds)
             if failed(p, answer)
         ]
