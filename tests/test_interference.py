@@ -204,8 +204,8 @@ def test_recipes_are_read_and_what_is_saved_is_read_back(task: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("steps=[0, 8, 24]", r"steps wants rising numbers from 0 to 16 \(64 pairs"),
-        ("steps=[8, 24]", "steps wants rising numbers from 0 to 16"),
+        ("steps=[0, 8, 24]", r"steps wants rising numbers from 0 to 8 \(32 pairs"),
+        ("steps=[8, 24]", "steps wants rising numbers from 0 to 8"),
         ("seeds=[1, 1]", "seeds wants different numbers"),
         ("seeds=[]", "seeds wants different numbers"),
         ("iterations=1", "this experiment has no iterations"),

@@ -113,7 +113,7 @@ def test_steps_bear_the_runs_own_names(tmp_path: Path) -> None:
 )
 def test_every_switch_is_planned_as_it_is_done(tmp_path: Path, changes: list[str]) -> None:
     settings = load_recipe(RECIPES / "quickstart.yaml", ["iterations=2", *changes])
-    labels = {step.label for step in Run(settings, tmp_path, Screen())._steps(spar, lenient=True)}
+    labels = {step.label for step in Run(settings, tmp_path, Screen()).steps(spar, lenient=True)}
     stages = {stage.label: stage for stage in planned(settings, plan_machine(settings, "cpu"))}
     assert stages.keys() <= labels
     trained = {label for label in stages if stages[label].rows == 0}

@@ -20,6 +20,7 @@ RECIPES = sorted(
     path
     for path in (Path(__file__).parent.parent / "recipes").glob("**/*.y*ml")
     if path.parent.name != "sweeps"  # they are over recipes: tests/test_sweep.py
+    and "\ntask:" not in path.read_text("utf-8")  # an experiment's: tests/test_interference.py
 )
 SMALLEST = "model:\n  id: tiny\n"
 

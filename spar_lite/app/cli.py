@@ -31,7 +31,10 @@ COMMANDS = {
     "export": ("export", "Write an adapter, a merged model, pairs or trees for others."),
     "compare": ("compare", "Compare runs or checkpoints: scores, costs, differences."),
     "sweep": ("sweep", "Run a recipe in cells that differ in a few keys, and compare them."),
-    "interference": ("interference", "Refined against interfering pairs: the paper's figure 4."),
+    "interference": (
+        "interference",
+        "Do pairs that differ in more than what was mended teach less?",
+    ),
     "eval": ("evaluate", "Score a checkpoint, an adapter or a base model."),
     "bench": ("bench", "Measure the speed and memory of engine and training."),
     "doctor": ("doctor", "Check this machine, and that the fast path is right."),

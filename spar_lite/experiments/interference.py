@@ -66,7 +66,7 @@ class Interference(Recipe):
             raise ValueError(f"seeds wants different numbers, found {list(self.seeds)}")
         last = self.dpo.epochs * -(-self.set_size // self.dpo.batch_size)
         rising = sorted({0, *self.steps, last})
-        if len(self.steps) < 2 or list(self.steps) != rising:
+        if list(self.steps) != rising or rising[-1] != last:
             raise ValueError(
                 f"steps wants rising numbers from 0 to {last} ({self.set_size} pairs, "
                 f"dpo.batch_size {self.dpo.batch_size}, dpo.epochs {self.dpo.epochs}), found "
