@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -59,9 +59,9 @@ def together() -> Iterator[bool]:
         raise TrainingError(f"the processes of this launch do not meet: {error}") from None
     for name in [name for name in os.environ if name.startswith(LAUNCHER)]:
         del os.environ[name]
-    before = signal.signal(signal.SIGTERM, _ended)  # so a launcher ends those that are left
     try:
-        yield rank == 0
+        with told_of_end():
+            yield rank == 0
     except (SparError, KeyboardInterrupt):
         said = 1
         with suppress(RuntimeError):  # of a launcher that is gone
@@ -69,9 +69,32 @@ def together() -> Iterator[bool]:
         if said > 1:
             sys.exit(2)  # another process says why
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
+
+
+@contextmanager
+def told_of_end() -> Iterator[None]:
+    """Make an error of the signal by which a launcher ends the processes that are left.
+
+    Python drops an error that is raised while an object is destroyed; then it is raised again.
+    """
+    hook = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if str(dropped.exc_value) == LOST:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        else:
+            hook(dropped)
+
+    before = [signal.signal(number, _ended) for number in (signal.SIGTERM, signal.SIGALRM)]
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
 
 
 def _take_own_card() -> None:

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from spar_lite.distributed import _take_own_card
-from spar_lite.errors import ModelError
+from spar_lite.distributed import _take_own_card, told_of_end
+from spar_lite.errors import ModelError, TrainingError
 from spar_lite.loop import execute
 from spar_lite.recipe import dump_recipe
 from spar_lite.store import read_json
@@ -183,6 +183,18 @@ def test_a_launcher_that_ends_the_first_is_told_of_in_one_line(
         both[0].join(PATIENCE)
         assert both[0].exitcode == 2, said.read_text()
     assert len(found := errors(said)) == 1 and "another process of this training" in found[0]
+
+
+def test_an_end_that_is_told_while_an_object_is_destroyed_is_not_lost() -> None:
+    class Dies:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingError, match="another process of this training"), told_of_end():
+        Dies()
+        time.sleep(20)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
