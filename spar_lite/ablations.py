@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from spar_lite.constraints import from_json as read_constraint
-from spar_lite.judge import judge_answer
+from spar_lite.judge import judge_answer, share_met
 from spar_lite.pairs import Sides, choose_negatives, preference_pairs, refined
 from spar_lite.recipe import Recipe
 from spar_lite.records import Judgement, PreferencePair, Prompt, Response, Tree, stable_seed
@@ -32,6 +32,16 @@ class Played(NamedTuple):
     responses: Sequence[Response]
     judgements: Sequence[Judgement]
     trees: Sequence[Tree]
+
+    @property
+    def asked(self) -> dict[str, Prompt]:
+        """The prompts by their ids."""
+        return {prompt.id: prompt for prompt in self.prompts}
+
+    @property
+    def judged(self) -> dict[str, Judgement]:
+        """The judgements by their answers' ids."""
+        return {judgement.id: judgement for judgement in self.judgements}
 
     def tokens(self, others: Others | None = None) -> Counter[str]:
         """Generated tokens by prompt."""
@@ -147,14 +157,12 @@ def pairs_of(
 
 def _sides(recipe: Recipe, seed: object, played: Played) -> Iterator[Sides]:
     """Two answers a prompt, where it has two as the source wants them."""
-    prompts, responses, judgements, trees = played
-    source, judged = recipe.pairs.source, {j.id: j for j in judgements}
-    if source == "refined":
-        yield from refined({p.id: p for p in prompts}, {r.id: r for r in responses}, trees)
-        return
-    if source == "first-refinement":
-        first = [replace(t, accepted="0" if _first_passes(t) else None) for t in trees]
-        yield from refined({p.id: p for p in prompts}, {r.id: r for r in responses}, first)
+    prompts, responses, _, trees = played
+    source, judged = recipe.pairs.source, played.judged
+    if source in ("refined", "first-refinement"):
+        if source == "first-refinement":
+            trees = [replace(t, accepted="0" if _first_passes(t) else None) for t in trees]
+        yield from refined(played.asked, {r.id: r for r in responses}, trees)
         return
     own: dict[str, list[Response]] = {p.id: [] for p in prompts}
     for response in responses:
@@ -192,8 +200,7 @@ def _rank(recipe: Recipe, judgement: Judgement) -> tuple[float, float] | None:
     """An answer's value, and the constraints met where a program judges, as in a tree."""
     if judgement.value is None:
         return None
-    checks = judgement.checks if recipe.judge.mode != "llm" else ()
-    return judgement.value, sum(checks) / len(checks) if checks else 0.0
+    return judgement.value, share_met(judgement, recipe.judge)
 
 
 def _prompt_of(record: Response | Judgement | Tree) -> str:

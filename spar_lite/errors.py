@@ -34,6 +34,11 @@ class EngineError(SparError):
     """Generation that failed and could not be saved by a slower path."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """An error's words, or any text, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)

@@ -222,6 +222,15 @@ def decide(
     return Judgement(id, votes, value, verdict, critique, by, program.checks, cost)
 
 
+def share_met(judgement: Judgement, settings: Judge) -> float:
+    """Share of the constraints met, by which equal values are parted where a program judges.
+
+    0 in llm mode, where the paper's rule stands alone.
+    """
+    checks = judgement.checks if settings.mode != "llm" else ()
+    return sum(checks) / len(checks) if checks else 0.0
+
+
 def contradicts(critique: str, checks: Sequence[bool]) -> bool:
     """Whether a critique's numbered lines deny what the program found for the same numbers.
 

@@ -225,19 +225,20 @@ def _learnt_from(at: StepFolder, found: Found) -> Played:
 
 
 def _refiner_examples(played: Played, settings: Rft, seed: int) -> list[TrainingExample]:
-    prompts, responses, judgements, trees = played
-    asked, judged = {p.id: p for p in prompts}, {j.id: j for j in judgements}
-    return refiner_examples(asked, responses, judged, trees, settings, seed)
+    return refiner_examples(
+        played.asked, played.responses, played.judged, played.trees, settings, seed
+    )
 
 
 def _train_actor(at: StepFolder, found: Found, made: Records[PreferencePair]) -> Summary:
     recipe, pairs = at.run.recipe, list(made)
     passed: list[TrainingExample] = []
     if recipe.dpo.passed:
-        prompts, responses, judgements, _ = found.within(recipe.iterate.tokens)
+        played = found.within(recipe.iterate.tokens)
         seed = stable_seed(recipe.seed, at.name, "dpo")
-        asked, judged = {p.id: p for p in prompts}, {j.id: j for j in judgements}
-        passed = passed_answers(asked, responses, judged, recipe.dpo.passed, seed)
+        passed = passed_answers(
+            played.asked, played.responses, played.judged, recipe.dpo.passed, seed
+        )
     for records in (*found[:4], *(found.others or ()), made):
         records.release()
     if recipe.actor.method == "rft":

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from spar_lite.errors import RecipeError, did_you_mean
+from spar_lite.errors import RecipeError, did_you_mean, one_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -617,7 +617,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise RecipeError(f"{path}:{line} is not YAML: {_first_line(error)}") from None
+        raise RecipeError(f"{path}:{line} is not YAML: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise RecipeError(f'{path}: wanted keys such as "model:", found {type(data).__name__}.')
     return data
@@ -650,7 +650,7 @@ def parse_as(
     try:
         return kind.model_validate(_tuples(data))
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error, kind)}") from None
+        raise RecipeError(f"{where}: {explain(error, kind)}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -700,10 +700,6 @@ def _show_default(field: FieldInfo) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n...")[0].strip()
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in data.items():
         # The keys of these are the template's and the server's.
@@ -728,7 +724,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     try:
         data[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"-o {text}: the value is not YAML: {_first_line(error)}") from None
+        raise RecipeError(f"-o {text}: the value is not YAML: {one_line(error)}") from None
 
 
 def _tuples(data: Any) -> Any:
@@ -745,7 +741,7 @@ def _tuples(data: Any) -> Any:
     return data
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """One clear line for the first fault, plus how many more there are."""
     faults = {_path(fault["loc"]): fault for fault in reversed(error.errors())}
     path, first = list(faults.items())[-1]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spar_lite.engines.base import Engine, strip_thinking
-from spar_lite.judge import Judgements
+from spar_lite.judge import Judgements, share_met
 from spar_lite.recipe import Judge, Search
 from spar_lite.records import Cost, Judgement, Node, Prompt, Response, Tree
 from spar_lite.sample import complete
@@ -162,9 +162,7 @@ class TreeSearch:
 
     def _bounds(self, node: Node) -> tuple[Rank, Rank]:
         """The lowest and the highest rank that the votes left out could still give a node."""
-        program = self.answers.settings.mode != "llm"
-        checks = self.answers.known[_text(node)].checks if program else ()
-        share = sum(checks) / len(checks) if checks else 0.0
+        share = share_met(self.answers.known[_text(node)], self.answers.settings)
         least, most = self.answers.bounds(_text(node))
         return (least, share), (most, share)
 

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import math
 import os
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,16 @@ from spar_lite.errors import SparError, StoreError
 from spar_lite.recipe import Recipe, Training, is_private, recipe_slice
 from spar_lite.records import Role
 from spar_lite.run import FRESH, ROLES, Adapters, Run, Screen, Step, Summary, saved_recipe
-from spar_lite.store import Marker, StageFile, json_text, read_json, read_lines, write_text
+from spar_lite.store import (
+    Marker,
+    StageFile,
+    copy_whole,
+    json_text,
+    read_json,
+    read_lines,
+    write_lines,
+    write_text,
+)
 from spar_lite.tracking import send
 
 if TYPE_CHECKING:
@@ -211,13 +219,11 @@ class StepFolder:
 
         def work() -> Summary:
             self.run.screen.start(f"{self.name}/{role}", 1, "copy")
-            target = self.folder / role
-            shutil.rmtree(target, ignore_errors=True)  # ours, from a copy that was cut off
             if source is not None:
-                shutil.copytree(source, target)
+                copy_whole(source, self.folder / role)
             else:
                 self.run.use_adapters(FRESH)
-                self.run.policy.save(role, target)
+                self.run.policy.save(role, self.folder / role)
             return {"copied": 1}
 
         self._step(role, ["refiner"], [Adapters(source, None)], work)
@@ -227,8 +233,7 @@ class StepFolder:
         """Put one line of this kind into the folder's metrics.jsonl, in place of an older one."""
         path = self.folder / "metrics.jsonl"
         others = [line for line in read_lines(path) if line.get("kind") != kind]
-        lines = [*others, {"checkpoint": self.name, "kind": kind, **found}]
-        write_text(path, "".join(json_text(line) + "\n" for line in lines))
+        write_lines(path, [*others, {"checkpoint": self.name, "kind": kind, **found}])
 
     # --- What all steps have in common ------------------------------------------------------------
 
@@ -305,26 +310,13 @@ class StepFolder:
             if not all(left):  # somebody made room
                 continue
             for path in itertools.chain(*left):
-                _copy(path, run.folder / path.relative_to(other))
+                copy_whole(path, run.folder / path.relative_to(other))
             where = os.path.relpath(other, run.folder)
             noted = {key: value for key, value in found.items() if key not in made}
             run.ledger(stage=label, event="done", reused_from=where, **noted)
             run.screen.say(f"{label}: the same as in {where}, copied")
             return found
         return None
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder; of a copy that is cut off nothing stays under its name."""
-    part = target.with_name(target.name + ".tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_file():
-        shutil.copyfile(source, part)
-    else:
-        for old in (part, target):
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.copytree(source, part)
-    part.replace(target)
 
 
 def _check(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -126,6 +127,24 @@ def json_text(data: Any, indent: int | None = None) -> str:
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
     return json.dumps(plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole file of JSON lines or nothing."""
+    write_text(path, "".join(json_text(line) + "\n" for line in lines))
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Put a copy of a file or folder in a target's place; of one that is cut off nothing stays."""
+    part = target.with_name(target.name + ".tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        shutil.copyfile(source, part)
+    else:
+        for old in (part, target):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(source, part)
+    part.replace(target)
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from spar_lite.errors import RecipeError
+from spar_lite.errors import RecipeError, one_line
 from spar_lite.recipe import Log
 
 PROJECT = "spar-lite"
@@ -76,7 +76,7 @@ def send(log: Log, folder: Path, label: str, found: Mapping[str, Any]) -> str | 
             tracker.log({**figures, "checkpoint": at})
             tracker.finish()
     except Exception as error:  # noqa: BLE001 - whatever a tracker or its network raises
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         return f"log.to: {label} could not be sent to {log.to} ({reason})"
     return None
 

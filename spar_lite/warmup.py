@@ -11,7 +11,6 @@ released pairs.
 from __future__ import annotations
 
 import random
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +46,7 @@ from spar_lite.run import (
 )
 from spar_lite.sample import sample_answer
 from spar_lite.steps import Records, StepFolder, training_progress, training_summary
+from spar_lite.store import copy_whole
 from spar_lite.tracking import tracked
 
 TASKS = ("prompts.kinds", "prompts.per_prompt")
@@ -144,40 +144,27 @@ def _taught(at: StepFolder) -> Adapters:
     run, warm = at.run, at.run.recipe.bootstrap
     rows = warmup_rows(run)
 
-    def lessons_for(role: Role) -> list[list[TrainingExample]]:
-        return in_order(run, actor_rows(rows) if role == "actor" else refiner_rows(rows))
+    def teach(role: Role, before: Adapters, name: str = "") -> Path:
+        settings = warm
+        if role == "actor":
+            settings = warm.model_copy(update={"lr": warm.actor_lr or warm.lr})
+        return at.train(
+            role,
+            lambda: fit(at, role, in_order(run, own_rows[role](rows)), settings),
+            keys=["bootstrap"],
+            inputs=[rows],
+            adapters=before,
+            name=name,
+        )
 
-    shared, before = run.recipe.refiner == "shared", FRESH
-    settings = warm.model_copy(update={"lr": warm.actor_lr or warm.lr})
-    if shared and warm.actor:
-        alone = at.train(
-            "actor",
-            lambda: fit(at, "actor", lessons_for("actor"), settings),
-            keys=["bootstrap"],
-            inputs=[rows],
-            adapters=FRESH,
-            name=ALONE,
-        )
-        before = Adapters(alone, alone)
-    refiner = at.train(
-        "refiner",
-        lambda: fit(at, "refiner", lessons_for("refiner"), warm),
-        keys=["bootstrap"],
-        inputs=[rows],
-        adapters=before,
-    )
-    actor = None
-    if shared:
-        actor = at.copy("actor", refiner)
-    elif warm.actor:
-        actor = at.train(
-            "actor",
-            lambda: fit(at, "actor", lessons_for("actor"), settings),
-            keys=["bootstrap"],
-            inputs=[rows],
-            adapters=Adapters(None, refiner),
-            name=_first(run.recipe, "actor"),
-        )
+    own_rows = {"actor": actor_rows, "refiner": refiner_rows}
+    if run.recipe.refiner == "shared":
+        alone = teach("actor", FRESH, ALONE) if warm.actor else None
+        both = teach("refiner", Adapters(alone, alone))
+        return Adapters(at.copy("actor", both), both)
+    refiner, actor = teach("refiner", FRESH), None
+    if warm.actor:
+        actor = teach("actor", Adapters(None, refiner), _first(run.recipe, "actor"))
     return Adapters(actor, refiner)
 
 
@@ -339,9 +326,7 @@ def _start_from(at: StepFolder) -> Summary:
         )
     for role, folder in adapters.items():
         _same_scale(run.recipe, folder)
-        target = at.folder / _first(run.recipe, role)
-        shutil.rmtree(target, ignore_errors=True)  # ours, from a start that was cut off
-        shutil.copytree(folder, target)
+        copy_whole(folder, at.folder / _first(run.recipe, role))
     return {"adapters": len(adapters), "from": f"{source} {name}"}
 
 

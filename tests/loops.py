@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,26 @@ def recipe(model: Path, **changes: Any) -> Recipe:
         "rft": {**small, "epochs": 1, "lr": 1e-3},
         "evaluate": {"prompts": 4, "review": 2, "max_new_tokens": 16, "reply_tokens": 16},
     }
+    return parse_recipe(changed(data, changes))
+
+
+def changed(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's data with other values, by key or ``section__key``."""
     for key, value in changes.items():
         section, _, name = key.partition("__")
         data[section] = {**data.get(section, {}), name: value} if name else value
-    return parse_recipe(data)
+    return data
+
+
+def mends(role: Role, request: Request, says: str) -> str:
+    """Only a node's second refinement is mended, and only what is mended passes the judge."""
+    last = request.messages[-1].content
+    if last == REFINE:
+        good = request.id.endswith("0.1/r0")
+        return f"Better.\n[[start]] {'mended' if good else 'still wrong'} [[end]]"
+    if "<answer>" in last:
+        return "It holds.\nFinal Judgement: " + ("Yes" if "mended" in last else "No")
+    return says
 
 
 def about(ask: str) -> str:

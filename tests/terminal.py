@@ -22,7 +22,7 @@ from unittest import mock
 from spar_lite.app.cli import main
 from spar_lite.engines.base import Request
 from spar_lite.records import Role
-from spar_lite.templates import REFINE
+from tests.loops import mends
 from tests.scripted import ScriptedEngine
 
 
@@ -112,13 +112,7 @@ class Slow(ScriptedEngine):
 
     @staticmethod
     def say(role: Role, request: Request) -> str:
-        last = request.messages[-1].content
-        if last == REFINE:
-            good = request.id.endswith("0.1/r0")
-            return f"Better.\n[[start]] {'mended' if good else 'still wrong'} [[end]]"
-        if "<answer>" in last:
-            return "It holds.\nFinal Judgement: " + ("Yes" if "mended" in last else "No")
-        return f"{role} says so"
+        return mends(role, request, f"{role} says so")
 
 
 if __name__ == "__main__":

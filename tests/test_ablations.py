@@ -36,7 +36,7 @@ from spar_lite.search import search_tree
 from spar_lite.steps import StepFolder
 from spar_lite.store import StageFile, read_json
 from spar_lite.warmup import fit_pairs
-from tests.loops import adapters_of, recipe, records_of, start
+from tests.loops import adapters_of, changed, recipe, records_of, start
 from tests.scripted import ScriptedEngine, Silence
 
 PROMPTS = [Prompt(id, f"ask {id}") for id in ("a", "b", "c")]
@@ -50,12 +50,7 @@ PLENTY = Cost(1, 10, 5)
 
 def settings(**changes: Any) -> Recipe:
     """A recipe by ``section__key``; the model is never loaded."""
-    data: dict[str, Any] = {"model": {"id": "none"}}
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        data.setdefault(section, {})
-        data[section] = {**data[section], name: value} if name else value
-    return parse_recipe(data)
+    return parse_recipe(changed({"model": {"id": "none"}}, changes))
 
 
 def judgement(id: str, value: float | None) -> Judgement:

@@ -14,7 +14,7 @@ from spar_lite.engines.base import Request
 from spar_lite.errors import RecipeError, SparError
 from spar_lite.experiments.interference import TRIED, Interference, experiment
 from spar_lite.experiments.outcome import finding, panels, results
-from spar_lite.experiments.synthetic import ARMS, TASKS, Ask, Characters, Story, asks, pair_sets
+from spar_lite.experiments.synthetic import ARMS, TASKS, Ask, Characters, Story, asks, pair_set
 from spar_lite.recipe import dump_recipe, load_as, parse_as
 from spar_lite.records import Cost, PreferencePair, Response, Role
 from spar_lite.run import Run
@@ -40,7 +40,7 @@ def sets_of(task: str, count: int) -> tuple[dict[str, Ask], dict[str, list[Prefe
     answers = [
         Response(id, id, answer(ask, n), True, Cost()) for n, (id, ask) in enumerate(asked.items())
     ]
-    return asked, pair_sets(asked, answers, count, 0)
+    return asked, {arm: pair_set(arm, asked, answers, count, 0) for arm in ARMS}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -74,20 +74,20 @@ def test_answers_that_are_cut_off_or_cannot_be_mended_make_no_pair() -> None:
     asked: dict[str, Ask] = {"a": K7}
     texts = {"k k k": True, "k k": False, "7 times k": True, "q q q": True, "": True}
     answers = [Response(t, "a", t, finished, Cost()) for t, finished in texts.items()]
-    (pair,) = pair_sets(asked, answers, 1, 0)["refined"]
+    (pair,) = pair_set("refined", asked, answers, 1, 0)
     assert (pair.rejected, pair.chosen) == ("k k k", "k k k k k k k")
     with pytest.raises(SparError, match="wanted 2 failed answers that can be mended, found 1"):
-        pair_sets(asked, answers, 2, 0)
+        pair_set("refined", asked, answers, 2, 0)
 
 
 def test_no_sort_of_fault_is_learnt_from_more_than_another() -> None:
     asked: dict[str, Ask] = {str(n): K7 for n in range(12)}
     texts = ["k k k k k k k k"] * 8 + ["k k k k k k"] * 4
     answers = [Response(str(n), str(n), text, True, Cost()) for n, text in enumerate(texts)]
-    rejected = [pair.rejected for pair in pair_sets(asked, answers, 8, 0)["refined"]]
+    rejected = [pair.rejected for pair in pair_set("refined", asked, answers, 8, 0)]
     assert [rejected.count(text) for text in (texts[0], texts[-1])] == [4, 4]
     # Where there are too few of one, the other fills up.
-    assert len(pair_sets(asked, answers, 12, 0)["refined"]) == 12
+    assert len(pair_set("refined", asked, answers, 12, 0)) == 12
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from spar_lite.app.talk import Chat, grow
 from spar_lite.engines.base import Completion, Request
 from spar_lite.recipe import Recipe, dump_recipe, parse_recipe
 from spar_lite.records import Prompt, Role
-from spar_lite.templates import REFINE
+from tests.loops import mends
 from tests.scripted import ScriptedEngine
 
 HOSTILE = "tea \x1b[31mred\x1b[0m \u202eflipped\u200b [bold]markup[/] \ud83d <b>html</b>"
@@ -30,13 +30,7 @@ def recipe() -> Recipe:
 
 def reply(role: Role, request: Request) -> str:
     """The base, actor and refiner say who they are; only what is mended passes the judge."""
-    last = request.messages[-1].content
-    if last == REFINE:
-        good = request.id.endswith("0.1/r0")
-        return f"Better.\n[[start]] {'mended' if good else 'still wrong'} [[end]]"
-    if "<answer>" in last:
-        return "It holds.\nFinal Judgement: " + ("Yes" if "mended" in last else "No")
-    return f"{role} says {HOSTILE}"
+    return mends(role, request, f"{role} says {HOSTILE}")
 
 
 def talk(*lines: str, engine: ScriptedEngine | None = None) -> str:

@@ -15,7 +15,7 @@ from typing import get_args
 import click
 
 from spar_lite.app.console import make_console
-from spar_lite.errors import SparError
+from spar_lite.errors import SparError, one_line
 from spar_lite.recipe import Recipe, load_recipe
 from spar_lite.run import ROLES
 
@@ -93,7 +93,7 @@ def check_engine(
     try:
         policy = Policy.load(recipe.model.model_copy(update=update), recipe.seed)
     except (SparError, RuntimeError) as error:
-        yield f"{what}: load", " ".join(str(error).split())[:200]
+        yield f"{what}: load", one_line(error)
         return
     give_adapters_weight(policy)
     for role in ("base", *ROLES):

@@ -11,19 +11,19 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from spar_lite.app.card import EVERY, make_card
-from spar_lite.errors import ModelError, SparError, StoreError
+from spar_lite.errors import ModelError, SparError, StoreError, one_line
 from spar_lite.evaluation.target import Target, find_target
 from spar_lite.loop import summaries
 from spar_lite.records import PreferencePair, Prompt, Role, Tree, to_json
 from spar_lite.run import ROLES, saved_recipe
-from spar_lite.store import Marker, StageFile, json_text, read_json, write_text
+from spar_lite.store import Marker, StageFile, json_text, read_json, write_lines, write_text
 
 T = TypeVar("T")
 
@@ -182,7 +182,7 @@ def merge(base: Any, adapter: Path, ids: list[int]) -> Any:
         with torch.inference_mode():
             merged = model(input_ids=torch.tensor([ids])).logits
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"{adapter} cannot be merged into its base: {reason}") from None
     far = float((merged - apart).abs().max() / apart.abs().max())
     if not far < 1e-3:  # embeddings that are tied to an adapted head, for one
@@ -211,11 +211,6 @@ def load(source: Source, name: str, kind: type[T]) -> Iterator[tuple[str, dict[s
         prompts = {p.id: p for p in StageFile(run / place, "prompts", Prompt).load()}
         for record in StageFile(run / place, name, kind).load():
             yield place, prompts, record
-
-
-def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines."""
-    write_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def write_pairs(source: Source, folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ from spar_lite.app.plan import CARDS, GB, LAUNCH
 from spar_lite.app.shapes import shape_config
 from spar_lite.app.tables import make_table
 from spar_lite.engines.base import Sampling
-from spar_lite.errors import ModelError, RecipeError
+from spar_lite.errors import ModelError, RecipeError, one_line
 from spar_lite.footprint import KNOWN, PREFILL_TOKENS, SHAPES, model_shape
 from spar_lite.model.cache import BLOCK, bytes_per_position
 from spar_lite.model.decoder import BatchDecoder, TokenSequence
@@ -223,7 +223,7 @@ def count_and_show(
     try:
         found = simulate(recipe, card, rows, tokens)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ModelError(f"{recipe.model.id} cannot be simulated: {reason}") from None
     if as_json:
         click.echo(json_text({**found, "note": ABSENT}, indent=1))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from spar_lite.errors import RecipeError
+from spar_lite.errors import RecipeError, one_line
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 HUB = "hub:"
@@ -142,7 +142,7 @@ def cause(error: BaseException) -> str:
     """What was wrong at first, in one line: the outermost error often says only that it is one."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+    return one_line(f"{type(error).__name__}: {error}").rstrip(".")
 
 
 def _text(path: Path, key: str, encoding: str) -> str:

@@ -27,7 +27,7 @@ from spar_lite.evaluation.compare import SAME, heldout_results
 from spar_lite.evaluation.heldout import HELDOUT_POINTS, HeldoutResult
 from spar_lite.evaluation.stats import Interval, Points, clustered_mean, share
 from spar_lite.loop import execute, explore, self_play, summaries
-from spar_lite.recipe import Recipe, Section, load_recipe, read_yaml, recipe_slice
+from spar_lite.recipe import Recipe, Section, explain, load_recipe, read_yaml, recipe_slice
 from spar_lite.records import stable_seed
 from spar_lite.run import EngineFactory, Run, Screen, saved_recipe, standing
 
@@ -77,7 +77,7 @@ def load_sweep(path: Path, folder: Path) -> Sweep:
     try:
         file = SweepFile.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}") from None
+        raise RecipeError(f"{path}: {explain(error, SweepFile)}") from None
     recipes: dict[str, dict[int, Recipe]] = {}
     for cell, own in _cells(file, path).items():
         keys = {**file.set, **own}
@@ -94,16 +94,6 @@ def load_sweep(path: Path, folder: Path) -> Sweep:
             raise RecipeError(f"{path}: cell {cell}: match wants iterations, found 0.")
         recipes[cell] = {seed: recipe.model_copy(update={"seed": seed}) for seed in file.seeds}
     return Sweep(file, recipes, folder)
-
-
-def _explain(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    key, said = ".".join(map(str, fault["loc"])), str(fault["msg"])
-    if fault["type"] == "extra_forbidden":
-        return f'unknown key "{key}".{did_you_mean(key, SweepFile.model_fields)}'
-    if fault["type"] == "missing":
-        return f'"{key}" is missing: {SweepFile.model_fields[key].description}.'
-    return f"{key}: {said.replace('Input should be', 'wanted')}, found {fault['input']!r}."
 
 
 def _cells(file: SweepFile, path: Path) -> dict[str, Changes]:

@@ -206,14 +206,7 @@ def asks(task: str, split: Literal["train", "heldout"], count: int, seed: int) -
 def pair_set(
     arm: str, asked: Mapping[str, Ask], answers: Sequence[Response], count: int, seed: int
 ) -> list[PreferencePair]:
-    """One arm's of the three sets."""
-    return pair_sets(asked, answers, count, seed)[arm]
-
-
-def pair_sets(
-    asked: Mapping[str, Ask], answers: Sequence[Response], count: int, seed: int
-) -> dict[str, list[PreferencePair]]:
-    """The three sets: the same prompts and rejected answers, in the same order.
+    """One arm's of the three sets, whose prompts and rejected answers are the same, in one order.
 
     Raises:
         SparError: too few answers failed in a way that can be mended.
@@ -228,18 +221,18 @@ def pair_sets(
         if refined is not None and ask.points(refined)["met"]:
             usable.setdefault(ask.fault(response.text), []).append((response, refined))
     taken = [each for turn in zip_longest(*usable.values()) for each in turn if each][:count]
-    # 2. Their right answers.
-    sets: dict[str, list[PreferencePair]] = {arm: [] for arm in ARMS}
-    for place, (response, refined) in enumerate(taken):
-        id, ask = response.prompt_id, asked[response.prompt_id]
-        other = ask.right(random.Random(stable_seed(seed, "right", id)))
-        feature = ask.interfered(other) if place % 10 < 9 else other
-        for arm, chosen in zip(ARMS, (refined, feature, other), strict=True):
-            chat = answer_messages(ask.text)
-            sets[arm].append(PreferencePair(id, id, chat, chosen, response.text))
-    if (found := len(sets[ARMS[0]])) < count:
+    if len(taken) < count:
         raise SparError(
-            f"wanted {count} failed answers that can be mended, found {found} among "
+            f"wanted {count} failed answers that can be mended, found {len(taken)} among "
             f"{len(answers)}: another warmup.rows or warmup.lr makes more, or lower set_size."
         )
-    return sets
+    # 2. Their right answers.
+    pairs = []
+    for place, (response, chosen) in enumerate(taken):
+        id, ask = response.prompt_id, asked[response.prompt_id]
+        if arm != "refined":
+            chosen = ask.right(random.Random(stable_seed(seed, "right", id)))
+            if arm == "interfering" and place % 10 < 9:
+                chosen = ask.interfered(chosen)
+        pairs.append(PreferencePair(id, id, answer_messages(ask.text), chosen, response.text))
+    return pairs

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spar_lite.engines.base import CLOSE, OPEN
-from spar_lite.errors import ModelError
+from spar_lite.errors import ModelError, one_line
 from spar_lite.records import Message
 
 ASK, REPLY = "Name a colour.", "The sky is blue."
@@ -89,7 +89,7 @@ class ChatTemplate:
             )
         except Exception as error:  # noqa: BLE001 - a template is a program, and anyone's
             turns = ", ".join(m.role for m in messages)
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ModelError(
                 f"the chat template of {self.name} does not take a chat of {turns}: {reason}. "
                 "Change the data or model.chat_template, or choose another model."

@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from spar_lite.engines.base import CLOSE
-from spar_lite.errors import EngineError, SparError, did_you_mean
+from spar_lite.errors import EngineError, SparError, did_you_mean, one_line
 from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy
 from spar_lite.records import Role
@@ -66,7 +66,7 @@ def load_task(manager: Any, name: str, allow_code: bool = False) -> dict[str, An
         with contextlib.redirect_stdout(sys.stderr):
             loaded: dict[str, Any] = manager.load([name])
     except Exception as error:  # noqa: BLE001 - a task is anyone's code: name it, whatever it did
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
         raise SparError(
             f"task {name} cannot be loaded ({reason}). Without a network its data must be in "
             "the cache of the Hub (HF_HOME): run the same command once with a network."
@@ -121,7 +121,7 @@ def run_harness(
             if batch == 1:
                 raise EngineError("out of memory with one sequence at a time.") from None
         except (AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise EngineError(f"lm-evaluation-harness gave up: {reason}") from None
         # The longest come first, so little was done.
         batch //= 2

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from spar_lite.errors import ModelError, SparError
+from spar_lite.errors import ModelError, SparError, one_line
 from spar_lite.footprint import NF4_BYTES
 from spar_lite.model.machine import free_memory, is_out_of_memory, pick_dtype
 from spar_lite.recipe import Model
@@ -194,7 +194,7 @@ def _refuse_parts(model_id: str, lack: list[str], unfit: list[str], unused: list
 
 
 def _cannot_load(settings: Model, what: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, 300)
     if isinstance(error, SafetensorError):
         reason = f"its safetensors file is damaged or not whole ({reason})"
     return ModelError(

@@ -28,7 +28,7 @@ from peft.utils import (
 from safetensors import SafetensorError
 from torch import Tensor
 
-from spar_lite.errors import ModelError
+from spar_lite.errors import ModelError, one_line
 from spar_lite.model.adapters import read_adapter
 from spar_lite.model.chat import ChatTemplate
 from spar_lite.model.loading import keep_4bit_layout, load_base, load_tokenizer, not_finite
@@ -295,7 +295,7 @@ def add_adapters(base: Any, settings: Model) -> PeftModel:
             model = get_peft_model(base, config, adapter_name=ADAPTERS["actor"])
             model.add_adapter(ADAPTERS["refiner"], config)
         except ValueError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ModelError(
                 f"model.lora.target {target!r} does not fit {settings.id}: "
                 f"{reason} Name linear layers of its own, or take all-linear."

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from spar_lite.engines.base import OPEN, Completion, Request
-from spar_lite.errors import EngineError, SparError
+from spar_lite.errors import EngineError, SparError, one_line
 from spar_lite.footprint import PREFILL_TOKENS, SLOTS
 from spar_lite.model.cache import generate_bytes
 from spar_lite.model.decoder import BatchDecoder, TokenSequence, Usage
@@ -201,7 +201,7 @@ class RolloutEngine:
         except BaseException as error:  # whatever it was, nobody may wait forever
             fault = error
             if isinstance(error, Exception) and not isinstance(error, SparError):
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error, 300)
                 fault = EngineError(
                     f"{role} on {self.policy.device}: generating failed ({type(error).__name__}: "
                     f"{reason}). spar-lite doctor RECIPE checks model and machine."

@@ -21,7 +21,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from trl import DPOTrainer, SFTTrainer
 
 from spar_lite.distributed import add_up, processes, share
-from spar_lite.errors import TrainingError
+from spar_lite.errors import TrainingError, one_line
 from spar_lite.model.machine import give_back, is_out_of_memory
 from spar_lite.model.policy import Policy
 from spar_lite.train.rows import LengthSampler
@@ -190,7 +190,7 @@ class Tracked:
                 getattr(self.callback, event)(*arguments, **named)
             except Exception as error:  # noqa: BLE001 - whatever a tracker or its network raises
                 self.callback = None
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)
                 self.say(f"log.to: the curve of this training could not be sent ({reason})")
 
         return call
